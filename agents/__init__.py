@@ -1,0 +1,1 @@
+"""Agents that plan and learn inside imagined rollouts."""

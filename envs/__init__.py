@@ -1,0 +1,1 @@
+"""Environments: pixel tasks, perturbations, recording, and the learned simulator."""

@@ -1,0 +1,180 @@
+"""The data that travels: clips and episodes in, transitions and dreams out.
+
+Axis names, used in every shape of this package:
+
+========== ==================================================================
+`batch`    independent clips, environments or candidates
+`sample`   draws of the same future
+`time`     frames (`time + 1` of them) or transitions (`time` of them)
+`row`, `column`, `channel`   pixels of a frame
+`token`    cells of the latent grid, row by row; `latent` their channels
+========== ==================================================================
+
+Time is aligned as in a Minari episode: `frames[t]` and `actions[t]` lead to `frames[t + 1]`,
+`rewards[t]`, `terminated[t]` and `truncated[t]`. So there are `time + 1` frames and `time` of the rest.
+Frames are `uint8 (..., time, row, column, channel)` at the boundary and
+float `(..., time, channel, row, column)` in [-1, 1] inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Float32, Int64, Shaped, UInt8
+    from torch import Tensor
+
+__all__ = [
+    "ActionSpec",
+    "Clip",
+    "DataSpec",
+    "Dream",
+    "Episode",
+    "Generators",
+    "LogProb",
+    "Transition",
+]
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+"""Where randomness comes from: one generator for a whole batch, one per row of it, or torch's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionSpec:
+    """What an action is, in plain numbers, so that a model needs no simulator to know it.
+
+    Args:
+        shape: Shape of one action, `()` for a scalar.
+        dtype: NumPy name of the recorded type.
+        low, high: Bounds of each component of a continuous action, flattened; empty for discrete ones.
+        choices: Number of values of each component of a discrete action, flattened; empty for continuous ones.
+        first: Smallest value of each discrete component.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    choices: tuple[int, ...] = ()
+    first: tuple[int, ...] = ()
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether components are picked from a finite set."""
+        return bool(self.choices)
+
+    @property
+    def size(self) -> int:
+        """Number of components of one action."""
+        return int(np.prod(self.shape, dtype=int))
+
+    @property
+    def feature_dim(self) -> int:
+        """Length of the vector that represents one action: its components, or one-hot choices side by side."""
+        return sum(self.choices) if self.is_discrete else self.size
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """What a data set holds, read from its metadata.
+
+    Args:
+        frame_shape: `(row, column, channel)`.
+        action: The action's description.
+        observation_space, action_space: The recorded spaces, as Minari serializes them (JSON).
+        env_spec: The recorded environment's specification as JSON, or None.
+        dataset_id: Its name.
+    """
+
+    frame_shape: tuple[int, int, int]
+    action: ActionSpec
+    observation_space: str
+    action_space: str
+    env_spec: str | None = None
+    dataset_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One recorded episode of `time` transitions, whole."""
+
+    frames: UInt8[np.ndarray, "time+1 row column channel"]
+    actions: Shaped[np.ndarray, "time *action"]
+    rewards: Float32[np.ndarray, " time"]
+    terminated: Bool[np.ndarray, " time"]
+    truncated: Bool[np.ndarray, " time"]
+    infos: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A batch of aligned windows cut from episodes; `valid` is False where a short episode was padded."""
+
+    frames: UInt8[Tensor, "batch time+1 row column channel"]
+    actions: Shaped[Tensor, "batch time *action"]
+    rewards: Float32[Tensor, "batch time"]
+    terminated: Bool[Tensor, "batch time"]
+    truncated: Bool[Tensor, "batch time"]
+    valid: Bool[Tensor, "batch time"]
+    episode: Int64[Tensor, " batch"]
+    start: Int64[Tensor, " batch"]
+
+    def to(self, device: torch.device | str) -> Clip:
+        """The same clip on another device."""
+        return Clip(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogProb:
+    """Log-likelihood of transitions in nats, each part on its own; `total` adds them."""
+
+    frame: Float[Tensor, "..."]
+    reward: Float[Tensor, "..."]
+    terminated: Float[Tensor, "..."]
+
+    @property
+    def total(self) -> Float[Tensor, "..."]:
+        """Frame, reward and termination together."""
+        return self.frame + self.reward + self.terminated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transition:
+    """What one step of a world returned, for every row of the batch.
+
+    `frame` is None where the caller asked not to decode. `latent` is the frame as the deep block knows it
+    (`u` of the flow). `log_prob` is the model's own log-likelihood of exactly what it drew.
+    """
+
+    frame: UInt8[Tensor, "batch row column channel"] | None
+    reward: Float32[Tensor, " batch"]
+    terminated: Bool[Tensor, " batch"]
+    log_prob: LogProb
+    latent: Float32[Tensor, "batch token latent"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dream:
+    """Imagined futures under given actions; `frames[:, :, t]` is the frame that `actions[:, t]` led to.
+
+    After a drawn termination the world goes on imagining; `alive` is False from the transition after it.
+    """
+
+    frames: UInt8[Tensor, "sample batch time row column channel"]
+    rewards: Float32[Tensor, "sample batch time"]
+    terminated: Bool[Tensor, "sample batch time"]
+    log_prob: LogProb
+
+    @property
+    def alive(self) -> Bool[Tensor, "sample batch time"]:
+        """Whether no earlier transition of the same dream terminated."""
+        ended = torch.cumsum(self.terminated.long(), dim=-1) - self.terminated.long()
+        return ended == 0
