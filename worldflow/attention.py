@@ -1,0 +1,222 @@
+"""Transformer blocks that serve every network of the flow: rotary positions, frame masks, key-value cache.
+
+Pre-norm blocks `h += Attn(norm h)`, `h += MLP(norm h)` (Xiong et al., 2020, arXiv 2002.04745) in the layout of the
+released STARFlow models: LayerNorm with biases inside the blocks, exact GELU, rotary positions over three axes
+(row, column, time; Su et al., 2021, arXiv 2104.09864) with each angle used for two consecutive channels.
+
+A sequence is a list of *slots*, grouped by frame. Which slot sees which is decided by `frame_mask`; what was
+computed for earlier frames comes in as `past`, already rotated, so the same `Transformer.forward` serves training,
+scoring in chunks, and one-frame steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int64
+
+__all__ = ["Block", "KeyValue", "RMSNorm", "RotaryPositions", "Transformer", "frame_mask"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyValue:
+    """Rotated keys, and values, of every layer; never written in place."""
+
+    keys: Float[Tensor, "layer batch head slot feature"]
+    values: Float[Tensor, "layer batch head slot feature"]
+
+    @property
+    def num_slots(self) -> int:
+        """How many slots are held."""
+        return self.keys.shape[3]
+
+    def append(self, new: KeyValue) -> KeyValue:
+        """Both, one behind the other."""
+        return KeyValue(
+            keys=torch.cat([self.keys, new.keys], dim=3), values=torch.cat([self.values, new.values], dim=3)
+        )
+
+    def slots(self, first: int, last: int | None = None) -> KeyValue:
+        """The slots `first .. last - 1`."""
+        return KeyValue(keys=self.keys[:, :, :, first:last], values=self.values[:, :, :, first:last])
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with gain `1 + w`, computed in float32 (the released models' last norm)."""
+
+    def __init__(self, dim: int, *, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize the last axis; float64 stays float64, anything else is computed in float32."""
+        wide = x if x.dtype == torch.float64 else x.float()
+        return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * (1 + self.weight)
+
+
+class RotaryPositions(nn.Module):
+    """Cosines and sines for slots at `(row, column, time)`.
+
+    `head_dim / 2` angles: 3/8 of them turn with the row, 3/8 with the column, 1/4 with time (12, 12 and 8 for the
+    released head size 64). Angle `k` of an axis with `n` angles is `position * 10000^(-k / n)`.
+
+    Args:
+        head_dim: Channels of one head, a multiple of 16.
+        with_time: False drops the time axis: the angles split in two halves (the released image layout).
+    """
+
+    def __init__(self, head_dim: int, *, with_time: bool = True) -> None:
+        super().__init__()
+        if head_dim % 16:
+            raise ValueError(f"head_dim must be a multiple of 16, got {head_dim}")
+        pairs = head_dim // 2
+        counts = (3 * pairs // 8, 3 * pairs // 8, pairs // 4) if with_time else (pairs // 2, pairs // 2, 0)
+        table = torch.zeros(3, pairs, dtype=torch.float64)
+        first = 0
+        for axis, count in enumerate(counts):
+            ladder = torch.arange(count, dtype=torch.float64) / max(count, 1)
+            table[axis, first : first + count] = 10000.0**-ladder
+            first += count
+        self.register_buffer("frequencies", table, persistent=False)
+        self.frequencies: Tensor
+
+    def forward(
+        self, positions: Float[Tensor, "*batch slot 3"], *, dtype: torch.dtype
+    ) -> tuple[Float[Tensor, "*batch slot feature"], Float[Tensor, "*batch slot feature"]]:
+        """Cosine and sine of every angle, each repeated for its two channels; angles are computed in float64."""
+        angles = positions.double() @ self.frequencies.double()
+        angles = angles.repeat_interleave(2, dim=-1)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turn consecutive channel pairs: `(p, q) -> (p cos - q sin, q cos + p sin)`."""
+    p, q = x.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((-q, p), dim=-1).flatten(-2)
+    return x * cosine + turned * sine
+
+
+class Block(nn.Module):
+    """Self-attention and MLP, pre-norm."""
+
+    def __init__(self, dim: int, *, head_dim: int = 64, expansion: int = 4) -> None:
+        super().__init__()
+        if dim % head_dim:
+            raise ValueError(f"width {dim} must be a multiple of the head size {head_dim}")
+        self.head_dim = head_dim
+        self.attention_norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.attention_out = nn.Linear(dim, dim)
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.mlp_in = nn.Linear(dim, expansion * dim)
+        self.mlp_out = nn.Linear(expansion * dim, dim)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch slot dim"],
+        rotary: tuple[Tensor, Tensor],
+        mask: Bool[Tensor, "#batch 1 slot key"] | None,
+        past: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Float[Tensor, "batch slot dim"], tuple[Tensor, Tensor]]:
+        """One block; also returns this call's rotated keys and values `(batch, head, slot, feature)`.
+
+        `mask` None means causal over the slots given (`past` must then be None).
+        """
+        qkv = rearrange(self.qkv(self.attention_norm(x)), "b s (three h d) -> three b h s d", three=3, d=self.head_dim)
+        cosine, sine = rotary
+        query, key = rotate(qkv[:2], cosine, sine).to(qkv.dtype).unbind(0)
+        value = qkv[2]
+        keys, values = (key, value) if past is None else (torch.cat((past[0], key), 2), torch.cat((past[1], value), 2))
+        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=mask is None)
+        x = x + self.attention_out(rearrange(attended, "b h s d -> b s (h d)"))
+        x = x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
+        return x, (key, value)
+
+
+class Transformer(nn.Module):
+    """A stack of blocks and the last norm.
+
+    Args:
+        dim: Width.
+        layers: Number of blocks.
+        head_dim: Channels of one head.
+    """
+
+    def __init__(self, dim: int, layers: int, *, head_dim: int = 64) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(dim, head_dim=head_dim) for _ in range(layers))
+        self.final_norm = RMSNorm(dim)
+        for block in self.blocks:
+            for last in (block.attention_out, block.mlp_out):
+                nn.init.normal_(last.weight, std=0.02 / (2 * layers) ** 0.5)  # GPT-2's residual scaling
+                nn.init.zeros_(last.bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch slot dim"],
+        rotary: tuple[Tensor, Tensor],
+        *,
+        mask: Bool[Tensor, "#batch 1 slot key"] | None = None,
+        past: KeyValue | None = None,
+    ) -> tuple[Float[Tensor, "batch slot dim"], KeyValue]:
+        """Run the stack; `past` holds the slots before these, and `mask`'s keys are `past` then the slots given."""
+        cosine, sine = rotary
+        if cosine.dim() == 3:  # one table per row of the batch: make room for the heads
+            rotary = (cosine[:, None], sine[:, None])
+        keys, values = [], []
+        for i, block in enumerate(self.blocks):
+            before = None if past is None else (past.keys[i], past.values[i])
+            x, (key, value) = block(x, rotary, mask, before)
+            keys.append(key)
+            values.append(value)
+        return self.final_norm(x), KeyValue(keys=torch.stack(keys), values=torch.stack(values))
+
+
+def frame_mask(
+    num_frames: int,
+    slots_per_frame: int,
+    *,
+    window: int,
+    past_frames: Int64[Tensor, " batch"] | None = None,
+    cached_frames: int = 0,
+    is_causal_inside: bool = True,
+    device: torch.device | str | None = None,
+) -> Bool[Tensor, "#batch 1 slot key"]:
+    """Which slot may attend to which: itself and earlier frames, no further back than `window` frames.
+
+    Key frame `k` is visible to query frame `q` iff `q - window < k <= q` and it exists; inside a frame a slot sees
+    itself and the slots before it, or all of them where `is_causal_inside` is False (the drafter).
+
+    Args:
+        num_frames: Frames of the sequence, all of them queries.
+        slots_per_frame: Slots of a frame.
+        window: Frames in view, the query's own included.
+        past_frames: How many earlier frames each row has really seen; those of the cache beyond are masked.
+        cached_frames: Frames that the cache in front of the sequence holds, right-aligned.
+        is_causal_inside: Whether slots of one frame are ordered.
+        device: Where to build it.
+
+    Returns:
+        True where attention is allowed; its first axis is 1 where all rows share the mask.
+    """
+    query = torch.arange(num_frames, device=device)
+    key = torch.arange(-cached_frames, num_frames, device=device)
+    distance = query[:, None] - key[None, :]
+    earlier = (distance > 0) & (distance < window)
+    same = distance == 0
+    inside = torch.ones(slots_per_frame, slots_per_frame, dtype=torch.bool, device=device)
+    if is_causal_inside:
+        inside = inside.tril()
+    visible = (earlier[:, None, :, None] | (same[:, None, :, None] & inside[None, :, None, :])).flatten(2).flatten(0, 1)
+    if past_frames is None or cached_frames == 0:
+        return visible[None, None]
+    exists = (key[None, :] >= -past_frames[:, None]).repeat_interleave(slots_per_frame, dim=1)
+    return visible[None, None] & exists[:, None, None, :]

@@ -1,0 +1,261 @@
+"""The deep block: the only part of the flow that crosses frames, and the memory it carries from frame to frame.
+
+Per frame `t` the causal transformer reads the slots `[A_t, u_1 .. u_N]`: a lead slot that embeds the action that led to
+frame `t` (a start token where there is none), then the tokens. The output at the lead parametrizes token 1, the output
+at token `j` token `j + 1`, and the output at token `N` has seen the whole transition and feeds the reward and
+termination heads. Without actions the lead of frame `t` is the last token of frame `t - 1` and the last slot is absent:
+the released STARFlow-V layout. Each slot carries the position of the token it parametrizes.
+
+A draft of the whole frame, made from the past alone, is the center of the affine map and an input at every slot:
+
+    mu = gate * draft + mu',   sigma = softplus(a + ln(e - 1)),   z = (u - mu) / sigma
+
+so the density stays exact. Attention reaches `window` frames back in every layer, hence a rolling cache of
+`window - 1` frames reproduces the parallel pass for a trajectory of any length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldflow.attention import KeyValue, RotaryPositions, Transformer, frame_mask
+from worldflow.autoregressive import affine_parameters, cell_positions
+from worldflow.jacobi import AffineConditional
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int64
+
+__all__ = ["DeepBlock", "FrameTransformer", "roll_in"]
+
+
+def roll_in(cache: KeyValue, new: KeyValue) -> KeyValue:
+    """Push new slots into a cache of fixed length; the oldest fall out."""
+    length = cache.num_slots
+    joined = cache.append(new)
+    return joined.slots(joined.num_slots - length)
+
+
+class FrameTransformer(nn.Module):
+    """A transformer over frames of slots with an attention window and a rolling cache.
+
+    Args:
+        width: Channels of the hidden states.
+        layers: Number of blocks.
+        positions: `(row, column, 0)` of every slot of a frame.
+        window: Frames in view, the current one included.
+        head_dim: Channels of one head.
+        is_causal_inside: Whether the slots of a frame are ordered.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        *,
+        positions: Float[Tensor, "slot 3"],
+        window: int,
+        head_dim: int,
+        is_causal_inside: bool,
+    ) -> None:
+        super().__init__()
+        self.window = window
+        self.slots = len(positions)
+        self.is_causal_inside = is_causal_inside
+        self.transformer = Transformer(width, layers, head_dim=head_dim)
+        self.rotary = RotaryPositions(head_dim)
+        self.register_buffer("positions", positions, persistent=False)
+        self.positions: Tensor
+
+    def empty_cache(self, batch_size: int, *, device: torch.device, dtype: torch.dtype) -> KeyValue:
+        """A cache that has seen nothing: `window - 1` frames of masked slots."""
+        blocks = self.transformer.blocks
+        head_dim = blocks[0].head_dim
+        heads = blocks[0].attention_out.in_features // head_dim
+        shape = (len(blocks), batch_size, heads, (self.window - 1) * self.slots, head_dim)
+        zeros = torch.zeros(shape, device=device, dtype=dtype)
+        return KeyValue(keys=zeros, values=zeros)
+
+    def prepare(
+        self, num_frames: int, *, count: Int64[Tensor, " batch"] | None, device: torch.device, dtype: torch.dtype
+    ) -> tuple[tuple[Tensor, Tensor], Bool[Tensor, "#batch 1 slot key"]]:
+        """Rotary tables and mask for `num_frames` frames that follow `count` frames (None: no cache in front)."""
+        time = torch.arange(num_frames, device=device, dtype=torch.float64)[None]
+        if count is not None:
+            time = time + count[:, None]
+        grid = self.positions.to(torch.float64)
+        positions = grid.expand(*time.shape, *grid.shape).clone()
+        positions[..., 2] = time[..., None]
+        tables = self.rotary(positions.flatten(1, 2), dtype=dtype)
+        mask = frame_mask(
+            num_frames,
+            self.slots,
+            window=self.window,
+            past_frames=count,
+            cached_frames=0 if count is None else self.window - 1,
+            is_causal_inside=self.is_causal_inside,
+            device=device,
+        )
+        return tables, mask
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time slot width"],
+        *,
+        past: KeyValue | None = None,
+        count: Int64[Tensor, " batch"] | None = None,
+    ) -> tuple[Float[Tensor, "batch time slot width"], KeyValue]:
+        """Hidden states of all slots, and what they leave for later frames.
+
+        Args:
+            x: Embedded slots.
+            past: Rolling cache of the frames before, or None at the start of a sequence.
+            count: How many frames each row has seen before, with `past`.
+        """
+        tables, mask = self.prepare(x.shape[1], count=count, device=x.device, dtype=x.dtype)
+        hidden, new = self.transformer(x.flatten(1, 2), tables, mask=mask, past=past)
+        return hidden.unflatten(1, (-1, self.slots)), new
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepOutput:
+    """What the deep block says about frames: the affine map, and the state after each whole transition."""
+
+    mu: Float[Tensor, "batch time token latent"]
+    sigma: Float[Tensor, "batch time token latent"]
+    hidden: Float[Tensor, "batch time width"]
+    new: KeyValue
+
+
+class DeepBlock(nn.Module):
+    """The cross-frame block.
+
+    Args:
+        latent_dim: Channels of a token.
+        grid: Rows and columns of tokens.
+        width, layers, head_dim: Its transformer.
+        window: Frames in view, the current one included.
+        action_dim: Length of an action's feature vector; 0 selects the released layout without action slots.
+        has_draft: Whether a draft centers the map.
+        soft_clip: Bound of both outputs, or None.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        *,
+        grid: tuple[int, int],
+        width: int,
+        layers: int,
+        head_dim: int,
+        window: int,
+        action_dim: int,
+        has_draft: bool,
+        soft_clip: float | None,
+    ) -> None:
+        super().__init__()
+        self.num_tokens = grid[0] * grid[1]
+        self.soft_clip = soft_clip
+        self.start = nn.Parameter(torch.randn(latent_dim) * 0.02)
+        self.proj_in = nn.Linear(latent_dim, width)
+        positions = cell_positions(grid, base=grid[0])
+        self.action_in = None
+        if action_dim:
+            self.action_in = nn.Sequential(nn.Linear(action_dim, width), nn.GELU(), nn.Linear(width, width))
+            self.hidden_action = nn.Parameter(torch.randn(width) * 0.02)
+            last = torch.tensor([[float(grid[0]), 0.0, 0.0]])  # the slot behind the last token: one row further
+            positions = torch.cat((positions, last))
+        self.draft_in = nn.Linear(latent_dim, width, bias=False) if has_draft else None
+        self.draft_gate = nn.Parameter(torch.ones(latent_dim)) if has_draft else None
+        self.frames = FrameTransformer(
+            width, layers, positions=positions, window=window, head_dim=head_dim, is_causal_inside=True
+        )
+        self.proj_out = nn.Linear(width, 2 * latent_dim)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
+
+    def lead(
+        self,
+        actions: Float[Tensor, "batch time action"] | None,
+        *,
+        is_first: Bool[Tensor, "batch time"],
+        is_hidden: Bool[Tensor, "batch time"],
+        before: Float[Tensor, "batch time latent"],
+    ) -> Float[Tensor, "batch time width"]:
+        """Embedding of the slot in front of each frame.
+
+        Args:
+            actions: Features of the action that led to each frame.
+            is_first: Frames with nothing before them: the start token leads.
+            is_hidden: Frames whose action is not shown.
+            before: Last token of the frame before; leads where the model has no actions.
+        """
+        start = self.proj_in(self.start.to(before.dtype))
+        if self.action_in is None:
+            shown = self.proj_in(before)
+        else:
+            assert actions is not None
+            shown = torch.where(is_hidden[..., None], self.hidden_action.to(before.dtype), self.action_in(actions))
+        return torch.where(is_first[..., None], start, shown)
+
+    def _slots(self, u: Tensor, lead: Tensor, draft: Tensor | None) -> Tensor:
+        tokens = self.proj_in(u if self.action_in is not None else u[..., :-1, :])
+        slots = torch.cat((lead[..., None, :].to(tokens.dtype), tokens), dim=-2)
+        if self.draft_in is not None and draft is not None:
+            # Slot j parametrizes token j, so it gets token j's draft; the slot behind the last token gets none.
+            hint = self.draft_in(draft)
+            slots = slots + F.pad(hint, (0, 0, 0, slots.shape[-2] - hint.shape[-2]))
+        return slots
+
+    def _affine(self, hidden: Tensor, draft: Tensor | None) -> tuple[Tensor, Tensor]:
+        mu, sigma = affine_parameters(self.proj_out(hidden), soft_clip=self.soft_clip)
+        if self.draft_gate is not None and draft is not None:
+            mu = mu + self.draft_gate * draft
+        return mu, sigma
+
+    def forward(
+        self,
+        u: Float[Tensor, "batch time token latent"],
+        *,
+        lead: Float[Tensor, "batch time width"],
+        draft: Float[Tensor, "batch time token latent"] | None,
+        past: KeyValue | None = None,
+        count: Int64[Tensor, " batch"] | None = None,
+    ) -> DeepOutput:
+        """The affine map of every token of every frame, in one parallel pass."""
+        hidden, new = self.frames(self._slots(u, lead, draft), past=past, count=count)
+        mu, sigma = self._affine(hidden[..., : self.num_tokens, :], draft)
+        return DeepOutput(mu=mu, sigma=sigma, hidden=hidden[..., -1, :], new=new)
+
+    def conditional(
+        self,
+        *,
+        lead: Float[Tensor, "batch width"],
+        draft: Float[Tensor, "batch token latent"] | None,
+        count: Int64[Tensor, " batch"],
+        dtype: torch.dtype,
+    ) -> AffineConditional:
+        """The map of one coming frame as the samplers want it: tokens in, mean and scale of some of them out."""
+        (cosine, sine), mask = self.frames.prepare(1, count=count, device=lead.device, dtype=dtype)
+        cached = (self.frames.window - 1) * self.frames.slots
+
+        def parameters(
+            x: Tensor, first: int, last: int, past: KeyValue | None
+        ) -> tuple[Tensor, Tensor, KeyValue]:
+            hint = None if draft is None else draft[:, first:last]
+            inputs = self.proj_in(x[:, max(first - 1, 0) : last - 1])
+            if first == 0:
+                inputs = torch.cat((lead[:, None], inputs), dim=1)
+            if self.draft_in is not None and hint is not None:
+                inputs = inputs + self.draft_in(hint)
+            tables = (cosine[:, first:last], sine[:, first:last])
+            visible = mask[:, :, first:last, : cached + last]
+            hidden, new = self.frames.transformer(inputs, tables, mask=visible, past=past)
+            mu, sigma = self._affine(hidden, hint)
+            return mu, sigma, new
+
+        return parameters

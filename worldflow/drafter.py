@@ -1,0 +1,100 @@
+"""The drafter: a guess of the whole coming frame, made from the past and the action alone.
+
+A small frame-causal transformer with full attention inside frames reads, for frame `t`, the tokens `u_{t-1}` and their
+change `u_{t-1} - u_{t-2}`, together with the action that leads to `t`, and drafts all of `u_t` at once. Because it
+sees only the past, the deep block may use the draft as the center of its affine map and as an input, and the sampler as
+its starting point, and the density stays exact. It is trained by the likelihood and by a squared error to `u_t`: the
+plain flow, which must find motion through the likelihood alone, spends its capacity on texture inside frames first.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from worldflow.attention import KeyValue
+from worldflow.autoregressive import cell_positions
+from worldflow.deep import FrameTransformer
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int64
+
+__all__ = ["Drafter"]
+
+
+class Drafter(nn.Module):
+    """Frame-causal predictor of `u_t`.
+
+    Args:
+        latent_dim: Channels of a token.
+        grid: Rows and columns of tokens.
+        width, layers, head_dim: Its transformer.
+        window: Frames in view.
+        action_dim: Length of an action's feature vector; 0 for a model without actions.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        *,
+        grid: tuple[int, int],
+        width: int,
+        layers: int,
+        head_dim: int,
+        window: int,
+        action_dim: int,
+    ) -> None:
+        super().__init__()
+        self.proj_in = nn.Linear(2 * latent_dim, width)
+        self.existence = nn.Parameter(torch.randn(2, width) * 0.02)  # of the last frame, of the one before it
+        self.action_in = None
+        if action_dim:
+            self.action_in = nn.Sequential(nn.Linear(action_dim, width), nn.GELU(), nn.Linear(width, width))
+            self.hidden_action = nn.Parameter(torch.randn(width) * 0.02)
+        self.frames = FrameTransformer(
+            width,
+            layers,
+            positions=cell_positions(grid, base=grid[0]),
+            window=window,
+            head_dim=head_dim,
+            is_causal_inside=False,
+        )
+        self.proj_out = nn.Linear(width, latent_dim)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
+
+    def forward(
+        self,
+        previous: Float[Tensor, "batch time token latent"],
+        before_previous: Float[Tensor, "batch time token latent"],
+        actions: Float[Tensor, "batch time action"] | None,
+        *,
+        index: Int64[Tensor, "batch time"],
+        is_hidden: Bool[Tensor, "batch time"],
+        past: KeyValue | None = None,
+        count: Int64[Tensor, " batch"] | None = None,
+    ) -> tuple[Float[Tensor, "batch time token latent"], KeyValue]:
+        """Draft frames.
+
+        Args:
+            previous: `u_{t-1}` for each frame `t` (anything where it does not exist).
+            before_previous: `u_{t-2}`, likewise.
+            actions: Features of the action that leads to each frame.
+            index: How many frames precede each frame.
+            is_hidden: Frames whose action is not shown.
+            past, count: Rolling cache and how many frames each row has seen, as in `DeepBlock`.
+        """
+        has_one, has_two = (index >= 1)[..., None], (index >= 2)[..., None]
+        last = torch.where(has_one[..., None], previous, 0.0)
+        change = torch.where(has_two[..., None], previous - before_previous, 0.0)
+        context = has_one * self.existence[0] + has_two * self.existence[1]
+        if self.action_in is not None:
+            assert actions is not None
+            shown = torch.where(is_hidden[..., None], self.hidden_action, self.action_in(actions))
+            context = context + torch.where(has_one, shown, 0.0)
+        slots = self.proj_in(torch.cat((last, change), dim=-1)) + context[..., None, :]
+        hidden, new = self.frames(slots, past=past, count=count)
+        draft = self.proj_out(hidden)
+        return draft if draft.dtype == torch.float64 else draft.float(), new

@@ -1,0 +1,397 @@
+"""The causal video flow: frame-local shallow blocks, then one deep block across frames.
+
+    f = f_deep o f_shallow :  x -> u -> z ~ N(0, I)
+    log p(x_t | x_<t, a) = log N(z_t; 0, I) - sum ln sigma_deep,t - sum_blocks sum ln sigma_shallow,t
+
+Shallow blocks see one frame at a time and only the deep block crosses frames, so the log-likelihood of each frame
+given the past is exact, and rolling forward needs only `u`: the shallow inverse is off the path from frame to frame.
+
+Reference: Gu et al., 2025, STARFlow-V, arXiv 2511.20462.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from worldflow.attention import KeyValue
+from worldflow.autoregressive import AffineBlock, standard_normal_log_prob
+from worldflow.deep import DeepBlock, roll_in
+from worldflow.drafter import Drafter
+from worldflow.jacobi import Method, invert
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int64
+
+__all__ = ["FlowConfig", "FlowOutput", "FlowState", "VideoFlow"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """Sizes of a `VideoFlow`, saved with its weights."""
+
+    latent_dim: int
+    """Channels of a token."""
+    grid: tuple[int, int]
+    """Rows and columns of tokens in a frame."""
+    action_dim: int = 0
+    """Length of an action's feature vector; 0 for a video without actions."""
+    shallow_layers: tuple[int, ...] = (2,)
+    """Transformer layers of each shallow block; an odd number of blocks, so that with the deep one they are even."""
+    shallow_width: int = 128
+    """Channels of the shallow transformers."""
+    deep_layers: int = 4
+    """Transformer layers of the deep block."""
+    deep_width: int = 192
+    """Channels of the deep transformer."""
+    draft_layers: int = 3
+    """Transformer layers of the drafter; 0 for none."""
+    draft_width: int = 192
+    """Channels of the drafter."""
+    head_dim: int = 64
+    """Channels of one attention head."""
+    window: int = 8
+    """Frames in view of the deep block and the drafter, the current one included."""
+    soft_clip: float | None = 4.0
+    """Bound of the affine parameters, or None."""
+
+    def __post_init__(self) -> None:
+        if len(self.shallow_layers) % 2 == 0:
+            raise ValueError(
+                f"the flow needs an even number of blocks: an odd number of shallow ones and the deep one, "
+                f"got shallow_layers={self.shallow_layers}"
+            )
+        for name in ("latent_dim", "shallow_width", "deep_layers", "deep_width", "window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a frame."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def frame_dim(self) -> int:
+        """Numbers in a frame's latent."""
+        return self.num_tokens * self.latent_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowState:
+    """All that the flow remembers of the past, a value: nothing ever writes into it.
+
+    Every field has the batch in its first axis, so states can be indexed, repeated and joined row by row.
+
+    Args:
+        deep_keys, deep_values: Rolling cache of the deep block.
+        draft_keys, draft_values: Rolling cache of the drafter.
+        latents: `u` of the last two frames, oldest first.
+        count: Frames seen.
+    """
+
+    deep_keys: Float[Tensor, "batch layer head slot feature"]
+    deep_values: Float[Tensor, "batch layer head slot feature"]
+    draft_keys: Float[Tensor, "batch layer head slot feature"]
+    draft_values: Float[Tensor, "batch layer head slot feature"]
+    latents: Float[Tensor, "batch 2 token latent"]
+    count: Int64[Tensor, " batch"]
+
+    def __len__(self) -> int:
+        return len(self.count)
+
+    def __getitem__(self, index: int | slice | Tensor | list[int]) -> FlowState:
+        """The named rows; one row stays a batch of one."""
+        if isinstance(index, int):
+            index = slice(index, index + 1 or None)
+        return self._map(lambda tensor: tensor[index])
+
+    def repeat(self, k: int) -> FlowState:
+        """Each row `k` times: `a, b -> a, a, .., b, b, ..`."""
+        return self._map(lambda tensor: tensor.repeat_interleave(k, dim=0))
+
+    def to(self, device: torch.device | str) -> FlowState:
+        """The same state on another device."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @staticmethod
+    def cat(states: list[FlowState]) -> FlowState:
+        """Rows of several states, one behind the other."""
+        return FlowState(**{name: torch.cat([getattr(s, name) for s in states]) for name in states[0].tensors()})
+
+    def _map(self, function) -> FlowState:  # noqa: ANN001
+        return FlowState(**{name: function(tensor) for name, tensor in self.tensors().items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowOutput:
+    """A parallel pass over frames: the density of each given the past, and what the pass computed on the way."""
+
+    log_prob: Float[Tensor, "batch time"]
+    """`log p(x_t | x_<t, a)` in nats, base density and log-determinants together."""
+    z: Float[Tensor, "batch time token latent"]
+    log_det: Float[Tensor, "batch time token"]
+    """Log-determinant of every token, all blocks together."""
+    u: Float[Tensor, "batch time token latent"]
+    draft: Float[Tensor, "batch time token latent"] | None
+    hidden: Float[Tensor, "batch time width"]
+    """The deep block's state after each whole transition."""
+    state: FlowState | None
+    """What to go on from, where asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnFrame:
+    """One sampled frame in `u`, its exact deep log-likelihood in nats, and what comes after it."""
+
+    u: Float[Tensor, "batch token latent"]
+    log_prob: Float[Tensor, " batch"]
+    hidden: Float[Tensor, "batch width"]
+    state: FlowState
+    sweeps: int
+
+
+class VideoFlow(nn.Module):
+    """Exact density of a video of latent frames, given actions.
+
+    Args:
+        config: Its sizes.
+    """
+
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.shallow = nn.ModuleList(
+            AffineBlock(
+                config.latent_dim,
+                grid=config.grid,
+                width=config.shallow_width,
+                layers=layers,
+                is_reversed=i % 2 == 0,
+                soft_clip=config.soft_clip,
+                head_dim=config.head_dim,
+            )
+            for i, layers in enumerate(config.shallow_layers)
+        )
+        self.deep = DeepBlock(
+            config.latent_dim,
+            grid=config.grid,
+            width=config.deep_width,
+            layers=config.deep_layers,
+            head_dim=config.head_dim,
+            window=config.window,
+            action_dim=config.action_dim,
+            has_draft=config.draft_layers > 0,
+            soft_clip=config.soft_clip,
+        )
+        self.drafter = None
+        if config.draft_layers:
+            self.drafter = Drafter(
+                config.latent_dim,
+                grid=config.grid,
+                width=config.draft_width,
+                layers=config.draft_layers,
+                head_dim=config.head_dim,
+                window=config.window,
+                action_dim=config.action_dim,
+            )
+
+    def to_deep(
+        self, x: Float[Tensor, "batch time token latent"]
+    ) -> tuple[Float[Tensor, "batch time token latent"], Float[Tensor, "batch time token"]]:
+        """Through the shallow blocks: `u`, and their log-determinant of every token in nats."""
+        B, T = x.shape[:2]
+        u = x.flatten(0, 1)
+        log_det = u.new_zeros(u.shape[:2])
+        for block in self.shallow:
+            u, block_log_det = block(u)
+            log_det = log_det + block_log_det
+        return u.unflatten(0, (B, T)), log_det.unflatten(0, (B, T))
+
+    def from_deep(
+        self, u: Float[Tensor, "*batch token latent"], *, method: Method = "jacobi", tolerance: float = 1e-5
+    ) -> Float[Tensor, "*batch token latent"]:
+        """Back through the shallow blocks, all frames at once."""
+        x = u.reshape(-1, *u.shape[-2:])
+        for block in reversed(self.shallow):
+            x = block.inverse(x, method=method, tolerance=tolerance).x
+        return x.reshape(u.shape)
+
+    def initial_state(self, batch_size: int) -> FlowState:
+        """The state before any frame."""
+        weight = self.deep.proj_in.weight
+        options = {"device": weight.device, "dtype": weight.dtype}
+        deep = self.deep.frames.empty_cache(batch_size, **options)
+        draft = deep.slots(0, 0) if self.drafter is None else self.drafter.frames.empty_cache(batch_size, **options)
+        grid = (self.config.num_tokens, self.config.latent_dim)
+        return FlowState(
+            deep_keys=deep.keys.transpose(0, 1),
+            deep_values=deep.values.transpose(0, 1),
+            draft_keys=draft.keys.transpose(0, 1),
+            draft_values=draft.values.transpose(0, 1),
+            latents=torch.zeros(batch_size, 2, *grid, **options),
+            count=torch.zeros(batch_size, dtype=torch.int64, device=weight.device),
+        )
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time token latent"],
+        actions: Float[Tensor, "batch time action"] | None = None,
+        *,
+        hide_actions: Bool[Tensor, " batch"] | None = None,
+        state: FlowState | None = None,
+        keep_state: bool = False,
+    ) -> FlowOutput:
+        """The density of every frame given the ones before it, in one parallel pass.
+
+        Args:
+            x: Latent frames.
+            actions: `actions[:, t]` is the feature vector of the action that led to frame `t`; the one at a sequence's
+                first frame is never read.
+            hide_actions: Rows whose actions are not shown: they give `log p(x_t | past)`.
+            state: Where the frames continue from; None starts a sequence.
+            keep_state: Also return the state after the last frame. With `state` or `keep_state`, memory holds
+                `window - 1` more frames than `x`.
+
+        Raises:
+            ValueError: If shapes do not fit the configuration.
+        """
+        self._check(x, actions)
+        u, log_det = self.to_deep(x)
+        return self.score_deep(
+            u, log_det, actions, hide_actions=hide_actions, state=state, keep_state=keep_state
+        )
+
+    def score_deep(
+        self,
+        u: Float[Tensor, "batch time token latent"],
+        log_det: Float[Tensor, "batch time token"],
+        actions: Float[Tensor, "batch time action"] | None = None,
+        *,
+        hide_actions: Bool[Tensor, " batch"] | None = None,
+        state: FlowState | None = None,
+        keep_state: bool = False,
+    ) -> FlowOutput:
+        """The rest of `forward`, from the shallow blocks' output on."""
+        B, T = u.shape[:2]
+        if state is None and keep_state:
+            state = self.initial_state(B)
+        count = None if state is None else state.count
+        index = torch.arange(T, device=u.device).expand(B, T) + (0 if count is None else count[:, None])
+        hidden = torch.zeros(B, dtype=torch.bool, device=u.device) if hide_actions is None else hide_actions
+        is_hidden = hidden[:, None].expand(B, T)
+        before = u.new_zeros(B, 2, *u.shape[2:]) if state is None else state.latents.to(u.dtype)
+        history = torch.cat((before, u), dim=1)
+
+        draft, draft_new = None, None
+        if self.drafter is not None:
+            draft, draft_new = self.drafter(
+                history[:, 1:-1],
+                history[:, :-2],
+                actions,
+                index=index,
+                is_hidden=is_hidden,
+                past=None if state is None else _cache(state.draft_keys, state.draft_values),
+                count=count,
+            )
+        lead = self.deep.lead(actions, is_first=index == 0, is_hidden=is_hidden, before=history[:, 1:-1, -1])
+        past = None if state is None else _cache(state.deep_keys, state.deep_values)
+        out = self.deep(u, lead=lead, draft=draft, past=past, count=count)
+        z = (u - out.mu) / out.sigma
+        log_det = log_det - out.sigma.log().sum(-1)
+        return FlowOutput(
+            log_prob=standard_normal_log_prob(z) + log_det.sum(-1),
+            z=z,
+            log_det=log_det,
+            u=u,
+            draft=draft,
+            hidden=out.hidden,
+            state=None if state is None else self._advance(state, history[:, -2:], T, out.new, draft_new),
+        )
+
+    def draw(
+        self,
+        state: FlowState,
+        action: Float[Tensor, "batch action"] | None,
+        z: Float[Tensor, "batch token latent"],
+        *,
+        method: Method = "jacobi",
+        tolerance: float = 1e-4,
+        hide_actions: Bool[Tensor, " batch"] | None = None,
+    ) -> DrawnFrame:
+        """The next frame in `u` that the deep block maps to `z`.
+
+        Solved to `tolerance`, then passed through the block once more: that pass gives the keys and values of exactly
+        the returned tokens, and their exact log-likelihood.
+
+        Args:
+            state: What came before.
+            action: Feature vector of the action taken.
+            z: Standard normal noise; scaled noise samples at another temperature.
+            method, tolerance: Of the inverse.
+            hide_actions: Rows that do not see their action.
+        """
+        B = len(state)
+        actions = None if action is None else action[:, None]
+        hidden = torch.zeros(B, dtype=torch.bool, device=z.device) if hide_actions is None else hide_actions
+        index, is_hidden = state.count[:, None], hidden[:, None]
+        draft, draft_new = None, None
+        if self.drafter is not None:
+            draft, draft_new = self.drafter(
+                state.latents[:, 1:],
+                state.latents[:, :1],
+                actions,
+                index=index,
+                is_hidden=is_hidden,
+                past=_cache(state.draft_keys, state.draft_values),
+                count=state.count,
+            )
+        lead = self.deep.lead(actions, is_first=index == 0, is_hidden=is_hidden, before=state.latents[:, 1:, -1])
+        past = _cache(state.deep_keys, state.deep_values)
+        flat_draft = None if draft is None else draft[:, 0]
+        if flat_draft is not None:
+            start = flat_draft
+        else:
+            start = torch.where(state.count[:, None, None] > 0, state.latents[:, 1], z)
+        conditional = self.deep.conditional(lead=lead[:, 0], draft=flat_draft, count=state.count, dtype=z.dtype)
+        solution = invert(conditional, z, start=start, method=method, past=past, tolerance=tolerance)
+        u = solution.x[:, None]
+        out = self.deep(u, lead=lead, draft=draft, past=past, count=state.count)
+        log_prob = standard_normal_log_prob((u - out.mu) / out.sigma) - out.sigma.log().sum((-2, -1))
+        after = self._advance(state, torch.cat((state.latents[:, 1:], u), dim=1), 1, out.new, draft_new)
+        return DrawnFrame(
+            u=solution.x, log_prob=log_prob[:, 0], hidden=out.hidden[:, 0], state=after, sweeps=solution.sweeps
+        )
+
+    def _advance(
+        self, state: FlowState, latents: Tensor, num_frames: int, deep: KeyValue, draft: KeyValue | None
+    ) -> FlowState:
+        deep = roll_in(_cache(state.deep_keys, state.deep_values), deep)
+        drafted = _cache(state.draft_keys, state.draft_values)
+        drafted = drafted if draft is None else roll_in(drafted, draft)
+        return FlowState(
+            deep_keys=deep.keys.transpose(0, 1),
+            deep_values=deep.values.transpose(0, 1),
+            draft_keys=drafted.keys.transpose(0, 1),
+            draft_values=drafted.values.transpose(0, 1),
+            latents=latents,
+            count=state.count + num_frames,
+        )
+
+    def _check(self, x: Tensor, actions: Tensor | None) -> None:
+        expected = (self.config.num_tokens, self.config.latent_dim)
+        if x.dim() != 4 or tuple(x.shape[2:]) != expected:
+            raise ValueError(f"x must have shape (batch, time, {expected[0]}, {expected[1]}), got {tuple(x.shape)}")
+        if self.config.action_dim and (actions is None or actions.shape != (*x.shape[:2], self.config.action_dim)):
+            given = "none" if actions is None else str(tuple(actions.shape))
+            raise ValueError(f"actions must have shape {(*x.shape[:2], self.config.action_dim)}, got {given}")
+
+
+def _cache(keys: Tensor, values: Tensor) -> KeyValue:
+    return KeyValue(keys=keys.transpose(0, 1), values=values.transpose(0, 1))
