@@ -1,0 +1,109 @@
+"""One recorded episode, checked: as many frames as there should be, and every number finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from worldflow.types import ActionSpec, Episode
+
+__all__ = ["as_episode", "checked_episode"]
+
+
+def as_episode(episode: object) -> Episode:
+    """Take an episode of ours or any Minari-like one.
+
+    Args:
+        episode: An `Episode`, or an object with `observations`, `actions`, `rewards`, `terminations`,
+            `truncations` and perhaps `infos`, as Minari's `EpisodeData`.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: Lengths do not match, frames are not images, or a number is not finite.
+    """
+    if isinstance(episode, Episode):
+        parts = {name: getattr(episode, name) for name in Episode.__dataclass_fields__}
+    else:
+        names = {
+            "frames": "observations",
+            "actions": "actions",
+            "rewards": "rewards",
+            "terminated": "terminations",
+            "truncated": "truncations",
+        }
+        missing = [name for name in names.values() if not hasattr(episode, name)]
+        if missing:
+            raise TypeError(
+                f"an episode must be a worldflow Episode or have Minari's fields, got {type(episode).__name__} "
+                f"without {', '.join(missing)}"
+            )
+        parts = {ours: getattr(episode, theirs) for ours, theirs in names.items()}
+        parts["infos"] = getattr(episode, "infos", None) or {}
+    frames = np.asarray(parts["frames"])
+    if frames.ndim == 3:
+        frames = frames[..., None]
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] not in (1, 3):
+        raise ValueError(
+            "observations of an episode must be uint8 images (time + 1, row, column, 1 or 3 channels), "
+            f"got {frames.dtype} of shape {frames.shape}"
+        )
+    return checked_episode(None, **{**parts, "frames": frames}, where="the episode")
+
+
+def checked_episode(
+    action: ActionSpec | None,
+    *,
+    frames: np.ndarray,
+    actions: np.ndarray,
+    rewards: np.ndarray,
+    terminated: np.ndarray,
+    truncated: np.ndarray,
+    infos: Mapping[str, Any],
+    where: str,
+) -> Episode:
+    """Make an episode of arrays, or say what is wrong with them.
+
+    Args:
+        action: What actions must be; None takes any numbers.
+        frames: `uint8 (time + 1, row, column, channel)`.
+        actions: One per transition, as the rest.
+        rewards: `(time,)`.
+        terminated: `(time,)`.
+        truncated: `(time,)`.
+        infos: Further arrays, taken as they are.
+        where: What to call the episode in an error.
+
+    Raises:
+        ValueError: Counts do not match, or a number is of another kind or not finite.
+    """
+    actions, rewards = np.asarray(actions), np.asarray(rewards)
+    terminated, truncated = np.asarray(terminated), np.asarray(truncated)
+    length = len(rewards)
+    if length < 1:
+        raise ValueError(f"{where} has no transition")
+    counts = {"actions": len(actions), "terminated": len(terminated), "truncated": len(truncated)}
+    wrong = [f"{count} {name}" for name, count in counts.items() if count != length]
+    if wrong or len(frames) != length + 1 or rewards.ndim != 1:
+        raise ValueError(
+            f"{where}: {length} rewards need {length + 1} frames and {length} of everything else, "
+            f"got {len(frames)} frames{''.join(', ' + count for count in wrong)} and rewards of shape {rewards.shape}"
+        )
+    for name, values in {"actions": actions, "rewards": rewards}.items():
+        if values.dtype.kind not in "fiub":
+            raise ValueError(f"{where}: {name} must be numbers, got {values.dtype}")
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ValueError(f"{where}: {name} must be finite, got NaN or infinity; remove the episode")
+    if action is not None:
+        if action.is_discrete and actions.dtype.kind == "f":
+            raise ValueError(f"{where}: actions must be integers as the action space says, got {actions.dtype}")
+        actions = actions.astype(action.dtype, copy=False)
+    return Episode(
+        frames=frames,
+        actions=actions,
+        rewards=rewards.astype(np.float32),
+        terminated=terminated.astype(bool),
+        truncated=truncated.astype(bool),
+        infos=infos,
+    )

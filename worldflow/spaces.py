@@ -1,0 +1,147 @@
+"""Spaces as plain numbers: what Minari's JSON says about frames and actions, without a simulator.
+
+Minari stores `observation_space` and `action_space` of a data set as JSON. `frame_shape` and `action_spec`
+read them, so that a training node needs neither Gymnasium nor Minari, and `check_compatible` tells what is
+different between the spaces a model was trained for and the ones a data set holds.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from worldflow.types import ActionSpec, DataSpec
+
+__all__ = ["action_spec", "check_compatible", "frame_shape"]
+
+_REMEDY = "record the task from pixels with `worldflow collect`, or wrap it so that it returns images"
+
+
+def frame_shape(space: str) -> tuple[int, int, int]:
+    """Read the shape of a frame from a serialized observation space.
+
+    Args:
+        space: The space as JSON. It must be a `uint8` Box `(row, column)` or `(row, column, channel)` with
+            1 or 3 channels; a gray picture without a channel axis gets one.
+
+    Returns:
+        `(row, column, channel)`.
+
+    Raises:
+        ValueError: The observations are not images.
+    """
+    data = _load(space, "observation")
+    if data["type"] != "Box":
+        raise ValueError(f"observations must be uint8 images, got a {data['type']} space; {_REMEDY}")
+    shape, dtype = tuple(data["shape"]), data["dtype"]
+    if dtype == "uint8" and len(shape) == 2:
+        shape = (*shape, 1)
+    if dtype != "uint8" or len(shape) != 3 or shape[-1] not in (1, 3) or 0 in shape:
+        raise ValueError(
+            "observations must be uint8 images of shape (row, column), (row, column, 1) or (row, column, 3), "
+            f"got a Box of {dtype} and shape {tuple(data['shape'])}; {_REMEDY}"
+        )
+    return shape
+
+
+def action_spec(space: str) -> ActionSpec:
+    """Read an action's description from a serialized action space.
+
+    Args:
+        space: A Box, Discrete, MultiDiscrete or MultiBinary space as JSON.
+
+    Returns:
+        The description.
+
+    Raises:
+        ValueError: The space is of another type.
+    """
+    data = _load(space, "action")
+    match data["type"]:
+        case "Box":
+            shape = tuple(data["shape"])
+            low, high = (np.broadcast_to(np.asarray(data[key], dtype=float), shape) for key in ("low", "high"))
+            return ActionSpec(shape=shape, dtype=data["dtype"], low=_floats(low), high=_floats(high))
+        case "Discrete":
+            return ActionSpec(shape=(), dtype="int64", choices=(int(data["n"]),), first=(int(data.get("start", 0)),))
+        case "MultiDiscrete":
+            choices = np.asarray(data["nvec"])
+            first = np.asarray(data.get("start", np.zeros_like(choices)))
+            dtype = data.get("dtype", "int64")
+            return ActionSpec(shape=choices.shape, dtype=dtype, choices=_ints(choices), first=_ints(first))
+        case "MultiBinary":
+            shape = tuple(np.atleast_1d(data["n"]).tolist())
+            size = int(np.prod(shape, dtype=int))
+            return ActionSpec(shape=shape, dtype="int8", choices=(2,) * size, first=(0,) * size)
+        case other:
+            raise ValueError(
+                f"actions must come from a Box, Discrete, MultiDiscrete or MultiBinary space, got {other}; "
+                "flatten them with gymnasium.wrappers.TransformAction before recording"
+            )
+
+
+def check_compatible(spec: DataSpec, other: DataSpec) -> None:
+    """Refuse a data set whose spaces differ from the expected ones.
+
+    Args:
+        spec: What is expected, for example a checkpoint's.
+        other: What is given.
+
+    Raises:
+        ValueError: The frames or the actions differ; the message names every difference. Number formats of
+            the same kind (float32 and float64) do not count.
+    """
+    differences = []
+    if spec.frame_shape != other.frame_shape:
+        differences.append(f"frames: expected shape {spec.frame_shape}, got {other.frame_shape}")
+    ours, theirs = spec.action, other.action
+    if ours.is_discrete != theirs.is_discrete:
+        differences.append(f"actions: expected {_kind(ours)} ones, got {_kind(theirs)} ones")
+    elif ours.shape != theirs.shape:
+        differences.append(f"actions: expected shape {ours.shape}, got {theirs.shape}")
+    else:
+        differences += [
+            f"{what}: expected {getattr(ours, name)}, got {getattr(theirs, name)}"
+            for name, what in {
+                "choices": "number of choices of an action",
+                "first": "smallest values of an action",
+                "low": "lower bounds of an action",
+                "high": "upper bounds of an action",
+            }.items()
+            if not _same(getattr(ours, name), getattr(theirs, name))
+        ]
+    if differences:
+        name = f" {other.dataset_id!r}" if other.dataset_id else ""
+        raise ValueError(
+            f"the data set{name} has other spaces than expected: {'; '.join(differences)}. "
+            "Use data recorded from the same environment with the same arguments, or train a new model on it"
+        )
+
+
+def _load(space: str, what: str) -> dict[str, Any]:
+    try:
+        data = json.loads(space)
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"the {what} space must be Minari's JSON for a space, got {space!r}") from error
+    if not isinstance(data, dict) or "type" not in data:
+        raise ValueError(f"the {what} space must be Minari's JSON for a space, got {space!r}")
+    return data
+
+
+def _floats(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(value) for value in values.reshape(-1))
+
+
+def _ints(values: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(value) for value in values.reshape(-1))
+
+
+def _kind(spec: ActionSpec) -> str:
+    return "discrete" if spec.is_discrete else "continuous"
+
+
+def _same(left: tuple[float, ...], right: tuple[float, ...]) -> bool:
+    # Bounds recorded as float32 come back from JSON with the digits of float64.
+    return len(left) == len(right) and bool(np.allclose(left, right, rtol=1e-6, atol=0.0))
