@@ -1,1 +1,36 @@
-"""Environments: pixel tasks, perturbations, recording, and the learned simulator."""
+"""Environments: pixel tasks over real physics, labelled anomalies, and learned worlds one can step.
+
+Importing registers the ids, with string entry points, so that nothing is loaded before it is made.
+"""
+
+from __future__ import annotations
+
+from gymnasium.envs.registration import register
+
+from worldflow.envs.camera import Look, RayCamera, RayHits, View
+from worldflow.envs.tasks import TASKS, PixelObservation, PixelTask, PixelTaskEnv
+
+__all__ = [
+    "TASKS",
+    "Look",
+    "PixelObservation",
+    "PixelTask",
+    "PixelTaskEnv",
+    "RayCamera",
+    "RayHits",
+    "View",
+]
+
+for _name, _task in TASKS.items():
+    register(
+        id=f"worldflow/{_name}-v0",
+        entry_point="worldflow.envs.tasks:PixelTaskEnv",
+        max_episode_steps=_task.max_episode_steps,
+        kwargs={"task": _name},
+    )
+
+register(
+    id="worldflow/Learned-v0",
+    entry_point="worldflow.envs.learned:LearnedEnv",
+    vector_entry_point="worldflow.envs.learned:LearnedVectorEnv",
+)
