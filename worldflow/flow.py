@@ -11,7 +11,7 @@ Reference: Gu et al., 2025, STARFlow-V, arXiv 2511.20462.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,11 +22,12 @@ from worldflow.autoregressive import AffineBlock, standard_normal_log_prob
 from worldflow.deep import DeepBlock, roll_in
 from worldflow.drafter import Drafter
 from worldflow.jacobi import Method, invert
+from worldflow.state import WorldState
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int64
+    from jaxtyping import Bool, Float
 
-__all__ = ["FlowConfig", "FlowOutput", "FlowState", "VideoFlow"]
+__all__ = ["DrawnFrame", "FlowConfig", "FlowOutput", "VideoFlow"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,56 +81,6 @@ class FlowConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowState:
-    """All that the flow remembers of the past, a value: nothing ever writes into it.
-
-    Every field has the batch in its first axis, so states can be indexed, repeated and joined row by row.
-
-    Args:
-        deep_keys, deep_values: Rolling cache of the deep block.
-        draft_keys, draft_values: Rolling cache of the drafter.
-        latents: `u` of the last two frames, oldest first.
-        count: Frames seen.
-    """
-
-    deep_keys: Float[Tensor, "batch layer head slot feature"]
-    deep_values: Float[Tensor, "batch layer head slot feature"]
-    draft_keys: Float[Tensor, "batch layer head slot feature"]
-    draft_values: Float[Tensor, "batch layer head slot feature"]
-    latents: Float[Tensor, "batch 2 token latent"]
-    count: Int64[Tensor, " batch"]
-
-    def __len__(self) -> int:
-        return len(self.count)
-
-    def __getitem__(self, index: int | slice | Tensor | list[int]) -> FlowState:
-        """The named rows; one row stays a batch of one."""
-        if isinstance(index, int):
-            index = slice(index, index + 1 or None)
-        return self._map(lambda tensor: tensor[index])
-
-    def repeat(self, k: int) -> FlowState:
-        """Each row `k` times: `a, b -> a, a, .., b, b, ..`."""
-        return self._map(lambda tensor: tensor.repeat_interleave(k, dim=0))
-
-    def to(self, device: torch.device | str) -> FlowState:
-        """The same state on another device."""
-        return self._map(lambda tensor: tensor.to(device))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The fields by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    @staticmethod
-    def cat(states: list[FlowState]) -> FlowState:
-        """Rows of several states, one behind the other."""
-        return FlowState(**{name: torch.cat([getattr(s, name) for s in states]) for name in states[0].tensors()})
-
-    def _map(self, function) -> FlowState:  # noqa: ANN001
-        return FlowState(**{name: function(tensor) for name, tensor in self.tensors().items()})
-
-
-@dataclass(frozen=True, kw_only=True)
 class FlowOutput:
     """A parallel pass over frames: the density of each given the past, and what the pass computed on the way."""
 
@@ -142,7 +93,7 @@ class FlowOutput:
     draft: Float[Tensor, "batch time token latent"] | None
     hidden: Float[Tensor, "batch time width"]
     """The deep block's state after each whole transition."""
-    state: FlowState | None
+    state: WorldState | None
     """What to go on from, where asked for."""
 
 
@@ -153,7 +104,7 @@ class DrawnFrame:
     u: Float[Tensor, "batch token latent"]
     log_prob: Float[Tensor, " batch"]
     hidden: Float[Tensor, "batch width"]
-    state: FlowState
+    state: WorldState
     sweeps: int
 
 
@@ -223,14 +174,14 @@ class VideoFlow(nn.Module):
             x = block.inverse(x, method=method, tolerance=tolerance).x
         return x.reshape(u.shape)
 
-    def initial_state(self, batch_size: int) -> FlowState:
+    def initial_state(self, batch_size: int) -> WorldState:
         """The state before any frame."""
         weight = self.deep.proj_in.weight
         options = {"device": weight.device, "dtype": weight.dtype}
         deep = self.deep.frames.empty_cache(batch_size, **options)
         draft = deep.slots(0, 0) if self.drafter is None else self.drafter.frames.empty_cache(batch_size, **options)
         grid = (self.config.num_tokens, self.config.latent_dim)
-        return FlowState(
+        return WorldState(
             deep_keys=deep.keys.transpose(0, 1),
             deep_values=deep.values.transpose(0, 1),
             draft_keys=draft.keys.transpose(0, 1),
@@ -245,7 +196,7 @@ class VideoFlow(nn.Module):
         actions: Float[Tensor, "batch time action"] | None = None,
         *,
         hide_actions: Bool[Tensor, " batch"] | None = None,
-        state: FlowState | None = None,
+        state: WorldState | None = None,
         keep_state: bool = False,
     ) -> FlowOutput:
         """The density of every frame given the ones before it, in one parallel pass.
@@ -275,7 +226,7 @@ class VideoFlow(nn.Module):
         actions: Float[Tensor, "batch time action"] | None = None,
         *,
         hide_actions: Bool[Tensor, " batch"] | None = None,
-        state: FlowState | None = None,
+        state: WorldState | None = None,
         keep_state: bool = False,
     ) -> FlowOutput:
         """The rest of `forward`, from the shallow blocks' output on."""
@@ -317,7 +268,7 @@ class VideoFlow(nn.Module):
 
     def draw(
         self,
-        state: FlowState,
+        state: WorldState,
         action: Float[Tensor, "batch action"] | None,
         z: Float[Tensor, "batch token latent"],
         *,
@@ -370,12 +321,12 @@ class VideoFlow(nn.Module):
         )
 
     def _advance(
-        self, state: FlowState, latents: Tensor, num_frames: int, deep: KeyValue, draft: KeyValue | None
-    ) -> FlowState:
+        self, state: WorldState, latents: Tensor, num_frames: int, deep: KeyValue, draft: KeyValue | None
+    ) -> WorldState:
         deep = roll_in(_cache(state.deep_keys, state.deep_values), deep)
         drafted = _cache(state.draft_keys, state.draft_values)
         drafted = drafted if draft is None else roll_in(drafted, draft)
-        return FlowState(
+        return WorldState(
             deep_keys=deep.keys.transpose(0, 1),
             deep_values=deep.values.transpose(0, 1),
             draft_keys=drafted.keys.transpose(0, 1),

@@ -151,12 +151,15 @@ class Transition:
     """What one step of a world returned, for every row of the batch.
 
     `frame` is None where the caller asked not to decode. `latent` is the frame as the deep block knows it
-    (`u` of the flow). `log_prob` is the model's own log-likelihood of exactly what it drew.
+    (`u` of the flow). `log_prob` is the model's own log-likelihood of exactly what it drew. `reward` and `terminated`
+    are drawn; `reward_mean` and `termination_prob` are what they were drawn from.
     """
 
     frame: UInt8[Tensor, "batch row column channel"] | None
     reward: Float32[Tensor, " batch"]
+    reward_mean: Float32[Tensor, " batch"]
     terminated: Bool[Tensor, " batch"]
+    termination_prob: Float32[Tensor, " batch"]
     log_prob: LogProb
     latent: Float32[Tensor, "batch token latent"]
 
@@ -170,6 +173,7 @@ class Dream:
 
     frames: UInt8[Tensor, "sample batch time row column channel"]
     rewards: Float32[Tensor, "sample batch time"]
+    reward_means: Float32[Tensor, "sample batch time"]
     terminated: Bool[Tensor, "sample batch time"]
     log_prob: LogProb
 

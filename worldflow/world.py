@@ -1,0 +1,411 @@
+"""The world model: codec, flow, actions, reward and termination, as one thing to start, step, imagine and score.
+
+    transition, state = world.step(state, action, generator=g)
+
+`start` reads the past, `step` draws the next transition, `imagine` draws whole futures, `log_prob` scores recorded
+ones. The likelihood of a transition is exact in the noise-augmented code `x~ = x + noise_std * eps` of its frame, times
+that of its reward and its termination.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldflow.codec import CodecConfig, build_codec
+from worldflow.flow import DrawnFrame, FlowConfig, VideoFlow
+from worldflow.heads import RewardHead, RewardSupport, TerminationHead
+from worldflow.jacobi import Method
+from worldflow.randomness import normal, uniform
+from worldflow.state import WorldState
+from worldflow.types import ActionSpec, DataSpec, Dream, Generators, LogProb, Transition
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Shaped, UInt8
+
+__all__ = ["ActionEncoder", "Contexts", "WorldConfig", "WorldModel"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """Everything needed to build a `WorldModel` before its weights are read."""
+
+    data: DataSpec
+    """What it was trained on."""
+    codec: CodecConfig
+    """Frames to latents."""
+    flow: FlowConfig
+    """The density."""
+    reward: RewardSupport
+    """Where rewards may lie."""
+
+    def __post_init__(self) -> None:
+        if self.codec.grid != self.flow.grid or self.codec.token_dim != self.flow.latent_dim:
+            raise ValueError(
+                f"the codec gives {self.codec.grid} tokens of {self.codec.token_dim} channels, "
+                f"the flow takes {self.flow.grid} of {self.flow.latent_dim}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contexts:
+    """Short recorded pasts to start from: a bank that travels with the weights."""
+
+    frames: UInt8[Tensor, "clip past+1 row column channel"]
+    actions: Shaped[Tensor, "clip past *action"]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+class ActionEncoder(nn.Module):
+    """Raw actions to feature vectors: standardized components, or one-hot choices side by side.
+
+    Args:
+        spec: What an action is.
+    """
+
+    def __init__(self, spec: ActionSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.register_buffer("mean", torch.zeros(spec.size))
+        self.register_buffer("std", torch.ones(spec.size))
+        self.mean: Tensor
+        self.std: Tensor
+
+    def forward(self, actions: Shaped[Tensor, "*batch action_shape"]) -> Float[Tensor, "*batch feature"]:
+        """Feature vectors.
+
+        Raises:
+            ValueError: If the shape is wrong, a number is not finite, or a choice does not exist.
+        """
+        shape = self.spec.shape
+        if actions.dim() < len(shape) or tuple(actions.shape[actions.dim() - len(shape) :]) != shape:
+            expected = ", ".join(map(str, shape))
+            raise ValueError(f"actions must have shape (..., {expected}), got {tuple(actions.shape)}")
+        batch = actions.shape[: actions.dim() - len(shape)]
+        flat = actions.reshape(*batch, self.spec.size)
+        if not self.spec.is_discrete:
+            if not bool(torch.isfinite(flat).all()):
+                raise ValueError("actions hold NaN or infinite numbers; check the policy or the data set that gave them")
+            return (flat.to(self.mean.dtype) - self.mean) / self.std
+        parts = []
+        for i, (choices, first) in enumerate(zip(self.spec.choices, self.spec.first, strict=True)):
+            index = flat[..., i].long() - first
+            if bool(((index < 0) | (index >= choices)).any()):
+                raise ValueError(
+                    f"discrete actions must lie in {first}..{first + choices - 1}, "
+                    f"got {int(flat[..., i].min())}..{int(flat[..., i].max())}"
+                )
+            parts.append(F.one_hot(index, choices))
+        return torch.cat(parts, dim=-1).to(self.mean.dtype)
+
+
+class WorldModel(nn.Module):
+    """A learned simulator with exact likelihoods.
+
+    Args:
+        config: How to build it.
+
+    Attributes:
+        contexts: Recorded pasts to start from, or None before training has stored some.
+    """
+
+    def __init__(self, config: WorldConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.codec = build_codec(config.codec)
+        self.actions = ActionEncoder(config.data.action)
+        self.flow = VideoFlow(config.flow)
+        self.reward = RewardHead(config.flow.deep_width, config.reward)
+        self.termination = TerminationHead(config.flow.deep_width)
+        self.contexts: Contexts | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.termination.out.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.termination.out.weight.dtype
+
+    # -- from frames to latents -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(
+        self, frames: UInt8[Tensor, "batch time row column channel"], *, generator: Generators = None
+    ) -> Float[Tensor, "batch time token latent"]:
+        """Noisy codes `x~` of frames: what the flow's density is about.
+
+        Raises:
+            ValueError, TypeError: If the frames have the wrong size or type.
+        """
+        x = self.codec.encode(torch.as_tensor(frames).to(self.device)).to(self.dtype)
+        return x + self.config.codec.noise_std * normal(tuple(x.shape), generator, device=self.device, dtype=self.dtype)
+
+    def encode_actions(self, actions: Shaped[Tensor | np.ndarray, "batch time *action"]) -> Float[Tensor, "batch time feature"]:
+        """Feature vectors of raw actions."""
+        return self.actions(torch.as_tensor(actions).to(self.device))
+
+    # -- rolling forward ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def start(
+        self,
+        frames: UInt8[Tensor, "batch past+1 row column channel"],
+        past_actions: Shaped[Tensor, "batch past *action"] | None = None,
+        *,
+        generator: Generators = None,
+    ) -> WorldState:
+        """Read a past.
+
+        Args:
+            frames: Its frames, at least one.
+            past_actions: The actions between them; None for a single frame.
+            generator: Draws the codes' noise.
+
+        Returns:
+            The state after the last frame.
+
+        Raises:
+            ValueError, TypeError: If shapes or types are wrong.
+        """
+        frames = torch.as_tensor(frames)
+        if frames.dim() != 5:
+            raise ValueError(f"frames must have shape (batch, past + 1, row, column, channel), got {tuple(frames.shape)}")
+        B, T = frames.shape[:2]
+        if past_actions is None:
+            if T > 1:
+                raise ValueError(f"{T} frames need {T - 1} past actions, got none")
+            features = self._no_action(B)[:, None]
+        else:
+            features = self._leading(past_actions, B, T)
+        x = self.encode(frames, generator=generator)
+        state = self.flow(x, features, keep_state=True).state
+        assert state is not None
+        return state
+
+    @torch.no_grad()
+    def step(
+        self,
+        state: WorldState,
+        action: Shaped[Tensor | np.ndarray, "batch *action"],
+        *,
+        generator: Generators = None,
+        temperature: float = 1.0,
+        decode: bool = True,
+        method: Method = "jacobi",
+        tolerance: float = 1e-4,
+    ) -> tuple[Transition, WorldState]:
+        """Draw the next transition.
+
+        Args:
+            state: Where to go on from; it is not changed.
+            action: Raw actions.
+            generator: One for the batch, or one per row.
+            temperature: Scale of the frame's noise; below 1 draws nearer to the mode.
+            decode: False leaves the frame in the flow's latent: `frame` is None and `log_prob.frame` is the density of
+                `latent`, without the shallow blocks' part.
+            method, tolerance: How to invert the flow, and how closely.
+
+        Returns:
+            The transition and the state after it.
+
+        Raises:
+            ValueError: If the action's shape or values are wrong.
+        """
+        action = torch.as_tensor(action)
+        if len(action) != len(state) or action.dim() != 1 + len(self.config.data.action.shape):
+            shape = (len(state), *self.config.data.action.shape)
+            raise ValueError(f"action must have shape {shape}, got {tuple(action.shape)}")
+        B = len(state)
+        z = normal((B, self.config.flow.num_tokens, self.config.flow.latent_dim), generator, device=self.device, dtype=self.dtype)
+        chances = uniform((B, 4), generator, device=self.device, dtype=self.dtype)
+        drawn = self.flow.draw(
+            state, self.encode_actions(action), temperature * z, method=method, tolerance=tolerance
+        )
+        frame, frame_log_prob = None, drawn.log_prob
+        if decode:
+            x, log_det = self._to_frame_latent(drawn.u, method=method)
+            frame, frame_log_prob = self.codec.decode(x), frame_log_prob + log_det
+        return self._transition(drawn, frame, frame_log_prob, chances), drawn.state
+
+    @torch.no_grad()
+    def imagine(
+        self,
+        frames: UInt8[Tensor, "batch past+1 row column channel"],
+        past_actions: Shaped[Tensor, "batch past *action"] | None,
+        actions: Shaped[Tensor, "batch future *action"],
+        *,
+        num_samples: int = 1,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        method: Method = "jacobi",
+    ) -> Dream:
+        """Draw futures under given actions.
+
+        Args:
+            frames: The past's frames, at least one.
+            past_actions: The actions between them.
+            actions: What is done from the last frame on.
+            num_samples: Futures of each row; they share the past.
+            generator: Draws everything.
+            temperature: Scale of the frames' noise.
+            method: How to invert the flow.
+
+        Returns:
+            The futures, `(sample, batch, time, ...)`.
+
+        Raises:
+            ValueError, TypeError: If shapes or types are wrong.
+        """
+        actions = torch.as_tensor(actions)
+        B, steps = actions.shape[0], actions.shape[1]
+        state = self.start(frames, past_actions, generator=generator)
+        if len(state) != B:
+            raise ValueError(f"frames hold {len(state)} pasts, actions {B} futures; they must be as many")
+        state = state.repeat(num_samples)
+        repeated = actions.repeat_interleave(num_samples, dim=0)
+        transitions = []
+        for t in range(steps):
+            transition, state = self.step(
+                state, repeated[:, t], generator=generator, temperature=temperature, decode=False, method=method
+            )
+            transitions.append(transition)
+
+        def stack(values: Sequence[Tensor]) -> Tensor:  # [(batch * sample, ...)] -> (sample, batch, time, ...)
+            return torch.stack(list(values), dim=1).unflatten(0, (B, num_samples)).transpose(0, 1)
+
+        u = stack([t.latent for t in transitions])
+        x, log_det = self._to_frame_latent(u.flatten(0, 2), method=method)
+        decoded = self.codec.decode(x).unflatten(0, u.shape[:3])
+        return Dream(
+            frames=decoded,
+            rewards=stack([t.reward for t in transitions]),
+            reward_means=stack([t.reward_mean for t in transitions]),
+            terminated=stack([t.terminated for t in transitions]),
+            log_prob=LogProb(
+                frame=stack([t.log_prob.frame for t in transitions]) + log_det.unflatten(0, u.shape[:3]),
+                reward=stack([t.log_prob.reward for t in transitions]),
+                terminated=stack([t.log_prob.terminated for t in transitions]),
+            ),
+        )
+
+    # -- scoring --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def log_prob(
+        self,
+        frames: UInt8[Tensor, "batch time+1 row column channel"],
+        actions: Shaped[Tensor, "batch time *action"],
+        rewards: Float[Tensor, "batch time"] | None = None,
+        terminated: Bool[Tensor, "batch time"] | None = None,
+        *,
+        generator: Generators = None,
+        hide_actions: bool = False,
+    ) -> LogProb:
+        """Log-likelihood of recorded transitions given their past, in nats.
+
+        Args:
+            frames: Recorded frames.
+            actions: Recorded actions.
+            rewards, terminated: Recorded outcomes; a part not given counts zero nats.
+            generator: Draws the codes' noise.
+            hide_actions: Score `p(. | past)` instead of `p(. | past, action)`.
+
+        Returns:
+            `(batch, time)`, one number per transition and part.
+
+        Raises:
+            ValueError, TypeError: If shapes or types are wrong.
+        """
+        x = self.encode(torch.as_tensor(frames), generator=generator)
+        return self.log_prob_latents(x, actions, rewards, terminated, hide_actions=hide_actions)
+
+    @torch.no_grad()
+    def log_prob_latents(
+        self,
+        x: Float[Tensor, "batch time+1 token latent"],
+        actions: Shaped[Tensor, "batch time *action"],
+        rewards: Float[Tensor, "batch time"] | None = None,
+        terminated: Bool[Tensor, "batch time"] | None = None,
+        *,
+        hide_actions: bool = False,
+        chunk: int = 32,
+    ) -> LogProb:
+        """As `log_prob`, of given noisy codes, `chunk` frames at a time: memory does not grow with the length."""
+        B, T = x.shape[:2]
+        features = self._leading(actions, B, T)
+        hidden_rows = torch.full((B,), hide_actions, device=self.device)
+        state, scores, states = None, [], []
+        for part, action in zip(x.split(chunk, dim=1), features.split(chunk, dim=1), strict=True):
+            out = self.flow(part, action, hide_actions=hidden_rows, state=state, keep_state=T > chunk)
+            state = out.state
+            scores.append(out.log_prob)
+            states.append(out.hidden)
+        frame = torch.cat(scores, dim=1)[:, 1:]
+        hidden = torch.cat(states, dim=1)[:, 1:]
+        nothing = torch.zeros_like(frame)
+        return LogProb(
+            frame=frame,
+            reward=nothing if rewards is None else self.reward.log_prob(hidden, torch.as_tensor(rewards).to(self.device)),
+            terminated=nothing
+            if terminated is None
+            else self.termination.log_prob(hidden, torch.as_tensor(terminated).to(self.device)),
+        )
+
+    @property
+    def noise_floor(self) -> float:
+        """NLL in nats per dimension that the codes' noise alone costs: `ln(noise_std) + 0.5 + 0.5 ln(2 pi)`."""
+        return float(np.log(self.config.codec.noise_std) + 0.5 + 0.5 * np.log(2 * np.pi))
+
+    def above_floor(self, frame_log_prob: Tensor) -> Tensor:
+        """A frame's NLL above the noise floor, in nats per dimension."""
+        return -frame_log_prob / self.config.flow.frame_dim - self.noise_floor
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _no_action(self, batch_size: int) -> Tensor:
+        return torch.zeros(batch_size, self.config.flow.action_dim, device=self.device, dtype=self.dtype)
+
+    def _leading(self, actions: Tensor | np.ndarray, batch_size: int, num_frames: int) -> Tensor:
+        """Features of the action that led to each frame; the first frame's row is never read."""
+        features = self.encode_actions(actions)
+        if features.shape[:2] != (batch_size, num_frames - 1):
+            raise ValueError(
+                f"{num_frames} frames of {batch_size} clips need actions ({batch_size}, {num_frames - 1}, ...), "
+                f"got {tuple(torch.as_tensor(actions).shape)}"
+            )
+        return torch.cat((self._no_action(batch_size)[:, None], features.to(self.dtype)), dim=1)
+
+    def _to_frame_latent(self, u: Tensor, *, method: Method) -> tuple[Tensor, Tensor]:
+        """Codes of frames given in `u`, and the shallow blocks' log-determinant there."""
+        x = self.flow.from_deep(u, method=method)
+        _, log_det = self.flow.to_deep(x[:, None])
+        return x, log_det[:, 0].sum(-1)
+
+    def _transition(self, drawn: DrawnFrame, frame: Tensor | None, frame_log_prob: Tensor, chances: Tensor) -> Transition:
+        termination_prob = self.termination.logit(drawn.hidden).sigmoid()
+        terminated = chances[:, 0] < termination_prob
+        reward = self.reward.sample(drawn.hidden, chances[:, 1:])
+        return Transition(
+            frame=frame,
+            reward=reward,
+            reward_mean=self.reward.mean(drawn.hidden),
+            terminated=terminated,
+            termination_prob=termination_prob,
+            log_prob=LogProb(
+                frame=frame_log_prob,
+                reward=self.reward.log_prob(drawn.hidden, reward),
+                terminated=self.termination.log_prob(drawn.hidden, terminated),
+            ),
+            latent=drawn.u,
+        )
