@@ -41,11 +41,11 @@ clean: ## remove what the commands wrote, but neither .venv nor runs/
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
 	find worldflow envs agents tests .ci -name __pycache__ -prune -exec rm -rf {} +
 
-# Installs $(1) at the pinned versions and prints one line a download. A pipe hides pip's exit status: the file tells it.
+# Installs $(1) at the pinned versions and names the large downloads. A pipe hides pip's exit status: the file tells it.
 define install
 	@rm -f $(VENV)/.installed
-	@{ $(PIP) install --progress-bar off -c constraints.txt $(1) && touch $(VENV)/.installed; } \
-	    | sed -n -e 's/^ *Downloading \(.*\.whl (.*)\)$$/  \1/p' -e 's/^Installing collected packages.*/  unpacking/p'
+	@{ PYTHONWARNINGS=ignore $(PIP) install --progress-bar off -c constraints.txt $(1) && touch $(VENV)/.installed; } \
+	    | sed -n -e 's/^ *Downloading \(.*\.whl (.*[MG]B)\)$$/  \1/p' -e 's/^Installing collected packages.*/  unpacking/p'
 	@rm $(VENV)/.installed 2>/dev/null || { echo 'worldflow: pip failed, see above; run the same command again' >&2; exit 1; }
 endef
 
