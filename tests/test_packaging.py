@@ -176,11 +176,15 @@ for name in sys.argv[1:]:
     assert result.returncode == 0, result.stderr
 
 
-def test_an_editable_install_needs_no_links(tmp_path: Path) -> None:
+@pytest.mark.parametrize("links", ["absent", "text"])
+def test_an_editable_install_needs_no_links(links: str, tmp_path: Path) -> None:
     copy, out, site = tmp_path / "copy", tmp_path / "out", tmp_path / "site"
     for folder in FOLDERS.values():
         ignored = ("__pycache__", "envs", "agents") if folder.name == "worldflow" else ("__pycache__",)
         shutil.copytree(folder, copy / folder.name, ignore=shutil.ignore_patterns(*ignored))
+    if links == "text":  # what git leaves where a file system has no links
+        for name in ("envs", "agents"):
+            (copy / "worldflow" / name).write_text(f"../{name}")
     for path in [ROOT / "pyproject.toml", ROOT / "LICENSE", *ROOT.glob("README.md")]:
         shutil.copy(path, copy)
     out.mkdir()
