@@ -146,11 +146,14 @@ class Dataset:
 
     def clip(self, number: int, start: int, stop: int) -> Episode:
         """Read transitions `start .. stop - 1` of an episode and the frames around them, without infos."""
-        frames = self.frames(number, start, stop + 1)
+        if not 0 <= start < stop <= self.lengths[number]:
+            raise ValueError(
+                f"episode {number} has {self.lengths[number]} transitions, got start {start} and stop {stop}"
+            )
         with self._reading(number) as group:
             return checked_episode(
                 self.spec.action,
-                frames=frames,
+                frames=self._pixels(group["observations"], start, stop + 1),
                 actions=group["actions"][start:stop],
                 rewards=group["rewards"][start:stop],
                 terminated=group["terminations"][start:stop],
@@ -378,5 +381,7 @@ def _decode(encoded: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(Image.open(io.BytesIO(frame.tobytes()))) for frame in encoded])
 
 
-def _tree(group: Any) -> dict[str, Any]:
-    return {name: _tree(value) if isinstance(value, h5py.Group) else value[()] for name, value in group.items()}
+def _tree(stored: Any) -> Any:
+    if isinstance(stored, h5py.Group):
+        return {name: _tree(value) for name, value in stored.items()}
+    return stored.asstr()[()] if h5py.check_string_dtype(stored.dtype) else stored[()]

@@ -1,0 +1,108 @@
+"""Agents that Stable-Baselines3 trained and saved, as policies that record data.
+
+Stable-Baselines3 is imported when a file is opened, not before. A saved file does not name its algorithm; the
+settings that only one algorithm has tell it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import random
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+__all__ = ["SavedAgent"]
+
+
+class SavedAgent:
+    """An agent trained and saved by Stable-Baselines3.
+
+    Actions are drawn from the agent's own distribution where it has one (PPO, A2C, SAC), by a generator of their
+    own, and are its best ones otherwise (DQN, TD3, DDPG). An agent trained on the state vector finds it in
+    `info["state"]`.
+
+    Args:
+        path: The file `model.save` wrote.
+        observation_space: The recorded observations.
+        action_space: The action space.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: The file is not there, Stable-Baselines3 is not installed, or
+            the file is no saved agent for this task.
+    """
+
+    def __init__(
+        self, path: str | Path, *, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+    ) -> None:
+        name = _algorithm(Path(path))
+        try:
+            algorithms = importlib.import_module("stable_baselines3")
+        except ImportError as error:
+            raise ImportError(
+                f"{path} was saved by Stable-Baselines3, which is not installed; run `pip install 'worldflow[agents]'`"
+            ) from error
+        with _randomness_put_back():
+            self._agent = getattr(algorithms, name).load(path, device="cpu")
+        self._is_stochastic = name in ("PPO", "A2C", "SAC")
+        if self._agent.action_space != action_space:
+            raise ValueError(f"{path} acts in {self._agent.action_space}, the environment in {action_space}")
+        shape, pixels = self._agent.observation_space.shape, observation_space.shape or ()
+        self._sees_pixels = shape in (pixels, (*pixels[2:], *pixels[:2]))
+        if not self._sees_pixels and len(shape) != 1:
+            raise ValueError(
+                f"{path} observes {self._agent.observation_space}, but the environment returns frames of shape "
+                f"{pixels}; make the environment with the size that the agent was trained on"
+            )
+
+    def __call__(self, observation: np.ndarray, info: Mapping[str, Any], generator: np.random.Generator) -> np.ndarray:
+        """The agent's action."""
+        expected = self._agent.observation_space.shape
+        seen = observation if self._sees_pixels else np.asarray(info.get("state", ()))
+        if not self._sees_pixels and seen.shape != expected:
+            raise ValueError(f'the agent needs a state of shape {expected} in info["state"], got {seen.shape}')
+        # The agent draws from torch's own generator, which is put back as it was.
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(int(generator.integers(2**63)))
+            return self._agent.predict(seen, deterministic=not self._is_stochastic)[0]
+
+
+@contextmanager
+def _randomness_put_back() -> Iterator[None]:
+    # Loading initializes networks, and seeds every global generator where the agent was trained with a seed.
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=()):
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+
+
+def _algorithm(path: Path) -> str:
+    """Name of the algorithm that saved a file, told by the settings that only it has."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            settings = json.loads(archive.read("data"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"policy {str(path)!r}: there is no such file") from error
+    except (zipfile.BadZipFile, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"policy {str(path)!r} was not saved by Stable-Baselines3 ({error})") from error
+    marks = {
+        "PPO": "clip_range_vf",
+        "SAC": "target_entropy",
+        "TD3": "policy_delay",
+        "DQN": "exploration_fraction",
+        "A2C": "gae_lambda",
+    }
+    for name, mark in marks.items():
+        if mark in settings:
+            return name
+    raise ValueError(f"policy {str(path)!r} was saved by none of the algorithms known here: {', '.join(marks)}")
