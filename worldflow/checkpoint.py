@@ -1,0 +1,168 @@
+"""A run's folder: weights as safetensors, everything else as JSON, written so that nothing is ever half there.
+
+    run/world.json           configuration, as `WorldConfig`, and how it was trained
+    run/world.safetensors    weights and statistics
+    run/contexts.npz         a small bank of recorded pasts to start from
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from worldflow.world import Contexts, WorldConfig, WorldModel
+
+__all__ = ["from_plain", "load", "save", "to_plain", "write_atomically"]
+
+FORMAT = 1
+T = TypeVar("T")
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file, then put it in place of `path` in one move.
+
+    Raises:
+        OSError: If it could not be written; `path` is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_plain(config: Any) -> dict[str, Any]:  # noqa: ANN401
+    """A dataclass as nested dictionaries that JSON can hold."""
+    return dataclasses.asdict(config)
+
+
+def from_plain(kind: type[T], plain: Mapping[str, Any]) -> T:
+    """The dataclass that `to_plain` made plain, nested dataclasses and tuples included.
+
+    Raises:
+        ValueError: If fields are missing or unknown.
+    """
+    hints = typing.get_type_hints(kind)
+    names = {f.name for f in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    if unknown := set(plain) - names:
+        raise ValueError(f"{kind.__name__} has no {sorted(unknown)}; its fields are {sorted(names)}")
+    try:
+        return kind(**{name: _typed(hints[name], value) for name, value in plain.items()})
+    except TypeError as error:
+        raise ValueError(f"{kind.__name__} cannot be built: {error}") from error
+
+
+def _typed(hint: Any, value: Any) -> Any:  # noqa: ANN401
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_plain(hint, value)
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _typed(next(kind for kind in typing.get_args(hint) if kind is not type(None)), value)
+    return tuple(value) if origin is tuple else value
+
+
+def save(world: WorldModel, run: str | os.PathLike[str], *, training: Mapping[str, Any] | None = None) -> Path:
+    """Write a world to a run's folder.
+
+    Args:
+        world: The world.
+        run: The folder; made if it does not exist.
+        training: How it was trained; kept in `world.json` for people to read.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OSError: If it could not be written; what was there before is unharmed.
+    """
+    folder = Path(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in world.state_dict().items()}
+    record = {"format": FORMAT, "config": to_plain(world.config), "training": dict(training or {})}
+    text = json.dumps(record, indent=1)
+
+    def weights(path: Path) -> None:
+        try:
+            save_file(tensors, path)
+        except SafetensorError as error:  # the library's word for a failed write
+            raise OSError(str(error)) from error
+
+    write_atomically(folder / "world.safetensors", weights)
+    contexts = world.contexts
+    if contexts is not None:
+        arrays = {"frames": contexts.frames.cpu().numpy(), "actions": contexts.actions.cpu().numpy()}
+
+        def bank(path: Path) -> None:
+            with path.open("wb") as file:
+                np.savez_compressed(file, **arrays)
+
+        write_atomically(folder / "contexts.npz", bank)
+    write_atomically(folder / "world.json", lambda path: path.write_text(text))
+    return folder
+
+
+def load(run: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> WorldModel:
+    """Read a world from a run's folder, ready to step.
+
+    Raises:
+        FileNotFoundError: If the folder or a file of it is missing.
+        ValueError: If a file is damaged or does not fit this version.
+    """
+    folder = Path(run)
+    description = folder / "world.json"
+    if not description.is_file():
+        reason = "the folder does not exist" if not folder.is_dir() else "it holds no world.json"
+        raise FileNotFoundError(f"no world at {folder}: {reason}; name a folder that `worldflow train --out` wrote")
+    try:
+        record = json.loads(description.read_text())
+        found = record["format"]
+        if found != FORMAT:
+            raise ValueError(f"it has format {found}, this version reads format {FORMAT}")
+        config = from_plain(WorldConfig, record["config"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot read {description}: {error}; train again or restore the file") from error
+
+    weights = folder / "world.safetensors"
+    if not weights.is_file():
+        raise FileNotFoundError(f"no weights at {weights}; restore the file or train again")
+    try:
+        tensors = load_file(weights)
+    except SafetensorError as error:
+        raise ValueError(f"cannot read {weights}: {error}; it is damaged: restore it or train again") from error
+    world = WorldModel(config)
+    expected = world.state_dict()
+    if missing := sorted(set(expected) - set(tensors)):
+        raise ValueError(f"{weights} lacks {missing[:3]} of {len(expected)} tensors; it is another model's file")
+    wrong = [name for name in tensors if name not in expected or tensors[name].shape != expected[name].shape]
+    if wrong:
+        raise ValueError(f"{weights} does not fit {description}: {sorted(wrong)[:3]} differ; restore both from one run")
+    world.load_state_dict(tensors)
+    world.contexts = _contexts(folder / "contexts.npz")
+    return world.to(device).eval()
+
+
+def _contexts(path: Path) -> Contexts | None:
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path) as bank:
+            return Contexts(frames=torch.from_numpy(bank["frames"]), actions=torch.from_numpy(bank["actions"]))
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise ValueError(f"cannot read {path}: {error}; restore it or train again") from error

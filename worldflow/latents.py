@@ -1,0 +1,129 @@
+"""A data set as the flow sees it: every frame encoded once, windows cut from the codes.
+
+Encoding a frame costs as much as training the flow on it, so it is done once. Codes live in a memory-mapped file in the
+run's folder; actions, rewards and terminations, which are small, in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from worldflow.data import Dataset
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float32, Int64, Shaped
+    from torch import Tensor
+
+    from worldflow.codec import Codec
+
+__all__ = ["LatentBatch", "LatentData", "encode_dataset", "sample_frames"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentBatch:
+    """Windows of codes; `valid` is False where a short episode was padded."""
+
+    x: Float32[Tensor, "batch time+1 token latent"]
+    actions: Shaped[Tensor, "batch time *action"]
+    rewards: Float32[Tensor, "batch time"]
+    terminated: Bool[Tensor, "batch time"]
+    valid: Bool[Tensor, "batch time"]
+
+    def to(self, device: torch.device | str) -> LatentBatch:
+        """The same batch on another device."""
+        return LatentBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentData:
+    """Codes of all frames, episode behind episode, and what goes with them.
+
+    Args:
+        x: Codes without noise.
+        first_frame: Where each episode's frames begin in `x`.
+        lengths: Transitions of each episode; the episode's other arrays begin at `first_frame - episode number`.
+        actions, rewards, terminated: One row per transition.
+    """
+
+    x: Float32[np.ndarray, "frame token latent"]
+    first_frame: Int64[np.ndarray, " episode"]
+    lengths: Int64[np.ndarray, " episode"]
+    actions: Shaped[np.ndarray, "transition *action"]
+    rewards: Float32[np.ndarray, " transition"]
+    terminated: Bool[np.ndarray, " transition"]
+
+    def gather(self, index: Int64[np.ndarray, "batch 2"], length: int) -> LatentBatch:
+        """Windows of `length` transitions at `(episode, start)`; padded as `worldflow.data.gather` pads."""
+        episode, start = index[:, :1], index[:, 1:]
+        steps = np.arange(length + 1)
+        last = self.lengths[episode]
+        frame = self.first_frame[episode] + np.minimum(start + steps, last)
+        transition = self.first_frame[episode] - episode + np.minimum(start + steps[:-1], last - 1)
+        valid = start + steps[:-1] < last
+        return LatentBatch(
+            x=torch.from_numpy(self.x[frame]),
+            actions=torch.from_numpy(self.actions[transition]),
+            rewards=torch.from_numpy(np.where(valid, self.rewards[transition], np.float32(0))),
+            terminated=torch.from_numpy(self.terminated[transition] & valid),
+            valid=torch.from_numpy(valid),
+        )
+
+
+def sample_frames(
+    dataset: Dataset, most: int, *, generator: torch.Generator, run_length: int = 16
+) -> np.ndarray:
+    """Frames `(frame, row, column, channel)` of training episodes: all of them, or a random `most`, in short runs."""
+    episodes = dataset.episodes("train")
+    counts = dataset.lengths[episodes] + 1
+    runs = [(e, at) for e, count in zip(episodes, counts, strict=True) for at in range(0, int(count), run_length)]
+    if counts.sum() > most:
+        order = torch.randperm(len(runs), generator=generator)[: -(-most // run_length)].tolist()
+        runs = [runs[i] for i in sorted(order)]
+    parts = [dataset.frames(int(e), at, min(at + run_length, int(dataset.lengths[e]) + 1)) for e, at in runs]
+    return np.concatenate(parts)
+
+
+@torch.no_grad()
+def encode_dataset(
+    dataset: Dataset, codec: Codec, path: Path, *, device: torch.device, chunk: int = 256
+) -> Iterator[int | LatentData]:
+    """Encode every frame into a file at `path`.
+
+    Yields:
+        The number of frames done after each chunk, and the encoded data set last.
+    """
+    lengths = np.asarray(dataset.lengths, dtype=np.int64)
+    first = np.concatenate(([0], np.cumsum(lengths + 1)))
+    grid, dim = codec.config.grid, codec.config.token_dim
+    codes = np.lib.format.open_memmap(
+        path, mode="w+", dtype=np.float32, shape=(int(first[-1]), grid[0] * grid[1], dim)
+    )
+    actions, rewards, terminated, waiting, done = [], [], [], [], 0
+    for number in range(len(dataset)):
+        episode = dataset.episode(number)
+        actions.append(episode.actions)
+        rewards.append(episode.rewards)
+        terminated.append(episode.terminated)
+        waiting.append(episode.frames)
+        is_last = number == len(dataset) - 1
+        if is_last or sum(map(len, waiting)) >= chunk:
+            frames = torch.from_numpy(np.concatenate(waiting)).to(device)
+            codes[done : done + len(frames)] = codec.encode(frames, chunk=chunk).float().cpu().numpy()
+            done += len(frames)
+            waiting = []
+            yield done
+    codes.flush()
+    yield LatentData(
+        x=codes,
+        first_frame=first[:-1],
+        lengths=lengths,
+        actions=np.concatenate(actions),
+        rewards=np.concatenate(rewards).astype(np.float32),
+        terminated=np.concatenate(terminated).astype(bool),
+    )

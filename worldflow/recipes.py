@@ -1,0 +1,133 @@
+"""Recipes: how a world is sized and trained. A recipe is a function that returns a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from worldflow.codec import CodecConfig
+from worldflow.flow import FlowConfig
+from worldflow.heads import RewardSupport
+from worldflow.types import DataSpec
+from worldflow.world import WorldConfig
+
+__all__ = ["Preset", "TrainConfig", "world_config"]
+
+Preset = Literal["tiny", "base", "large"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train a world; also the options of `worldflow train`."""
+
+    preset: Preset = "base"
+    """Size of the model: tiny for minutes on a laptop, base for an hour on a CPU or minutes on a GPU, large for a GPU."""
+    codec: Literal["latent", "patch"] = "latent"
+    """Model a learned code of the frames, or the pixels themselves."""
+    noise_std: float | None = None
+    """Standard deviation of the codes' noise; 0.3 for a learned code and 0.05 for pixels unless given."""
+    codec_steps: int = 4000
+    """Steps of the codec's training (not used for pixels)."""
+    steps: int = 20000
+    """Steps of the flow's training."""
+    minutes: float | None = None
+    """Train for this long instead of a number of steps; codec and flow share it."""
+    codec_share: float = 0.25
+    """Share of `minutes` that the codec gets."""
+    codec_batch: int = 64
+    """Frames of a step of the codec."""
+    batch: int = 16
+    """Clips of a step of the flow."""
+    length: int | None = None
+    """Transitions of a clip; twice the attention window unless given, so that caches are trained as they are used."""
+    codec_frames: int = 50_000
+    """Frames kept in memory to train the codec, a random sample where the data set has more."""
+    codec_learning_rate: float = 2e-3
+    """Peak learning rate of the codec."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of the flow."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay, on matrices only."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this norm; a step whose norm is over ten times it is skipped."""
+    action_dropout: float = 0.1
+    """Share of clips that hide their actions, so that the model also knows `p(x | past)`."""
+    draft_weight: float = 1.0
+    """Weight of the drafter's squared error beside the likelihood."""
+    head_weight: float = 0.1
+    """Weight of the reward's and termination's log-likelihood beside the frames' (which is per dimension)."""
+    eval_every: float = 2.0
+    """Minutes between looks at held-out episodes."""
+    eval_clips: int = 32
+    """Held-out clips that are scored at each look."""
+    save_every: float = 5.0
+    """Minutes between checkpoints."""
+    contexts: int = 32
+    """Recorded pasts that are stored with the weights, to start from."""
+    seed: int = 0
+    """Seed of the weights, the batches and the noise."""
+    device: str = "auto"
+    """Where to train; auto takes a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        for name in ("codec_steps", "steps", "codec_batch", "batch", "codec_frames", "eval_clips", "contexts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f"minutes must be above 0, got {self.minutes}")
+        if not 0 <= self.action_dropout < 1:
+            raise ValueError(f"action_dropout must be in [0, 1), got {self.action_dropout}")
+        if not 0 < self.codec_share < 1:
+            raise ValueError(f"codec_share must be in (0, 1), got {self.codec_share}")
+
+
+def world_config(train: TrainConfig, data: DataSpec, reward: RewardSupport) -> WorldConfig:
+    """Sizes of a world for a data set.
+
+    Raises:
+        ValueError: If the preset is unknown.
+    """
+    sizes = {
+        "tiny": {
+            "shallow_layers": (1,),
+            "shallow_width": 128,
+            "deep_layers": 3,
+            "deep_width": 128,
+            "draft_layers": 2,
+            "draft_width": 128,
+            "window": 6,
+        },
+        "base": {
+            "shallow_layers": (2,),
+            "shallow_width": 192,
+            "deep_layers": 4,
+            "deep_width": 256,
+            "draft_layers": 3,
+            "draft_width": 256,
+            "window": 8,
+        },
+        "large": {
+            "shallow_layers": (2, 2, 2),
+            "shallow_width": 512,
+            "deep_layers": 12,
+            "deep_width": 768,
+            "draft_layers": 6,
+            "draft_width": 512,
+            "window": 16,
+        },
+    }
+    if train.preset not in sizes:
+        raise ValueError(f"preset must be one of {', '.join(sizes)}, got {train.preset!r}")
+    is_patch = train.codec == "patch"
+    codec = CodecConfig(
+        kind=train.codec,
+        frame_shape=data.frame_shape,
+        latent_dim=16 if train.preset != "large" else 32,
+        width={"tiny": 96, "base": 128, "large": 256}[train.preset],
+        blocks={"tiny": 1, "base": 2, "large": 3}[train.preset],
+        noise_std=train.noise_std or (0.05 if is_patch else 0.3),
+    )
+    flow = FlowConfig(
+        latent_dim=codec.token_dim, grid=codec.grid, action_dim=data.action.feature_dim, **sizes[train.preset]
+    )
+    return WorldConfig(data=data, codec=codec, flow=flow, reward=reward)
