@@ -8,11 +8,15 @@ from __future__ import annotations
 from gymnasium.envs.registration import register
 
 from worldflow.envs.camera import Look, RayCamera, RayHits, View
+from worldflow.envs.perturb import ANOMALIES, Anomaly, Perturb
 from worldflow.envs.tasks import TASKS, PixelObservation, PixelTask, PixelTaskEnv
 
 __all__ = [
+    "ANOMALIES",
     "TASKS",
+    "Anomaly",
     "Look",
+    "Perturb",
     "PixelObservation",
     "PixelTask",
     "PixelTaskEnv",

@@ -7,12 +7,15 @@ the camera's frame and what v5 observes arrives in `info["state"]`.
 `PixelObservation` does the same for any other environment that renders `rgb_array` or already observes an image.
 """
 
+# MuJoCo is an extension module without type stubs.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -20,9 +23,10 @@ from gymnasium import spaces
 from gymnasium.utils import EzPickle, RecordConstructorArgs
 
 from worldflow.envs.camera import Look, RayCamera, View
+from worldflow.envs.surfaces import close_name
 
 if TYPE_CHECKING:
-    import mujoco
+    from mujoco import MjData, MjModel
     from numpy.typing import NDArray
 
 __all__ = ["TASKS", "PixelObservation", "PixelTask", "PixelTaskEnv", "resize_frame"]
@@ -55,26 +59,37 @@ TASKS: Mapping[str, PixelTask] = {
     ),
     "Reacher": PixelTask(
         env_id="Reacher-v5",
-        # Straight from above. The arm reaches 0.22 m, targets lie within 0.2 m; the walls at 0.3 m stay just outside.
-        view=View(position=(0.0, 0.0, 1.0), target=(0.0, 0.0, 0.0), up=(0.0, 1.0, 0.0), fovy=27.0),
+        # Straight from above. The arm reaches 0.22 m and targets lie within 0.2 m: no room is left for the walls.
+        view=View(position=(0.0, 0.0, 1.0), target=(0.0, 0.0, 0.0), up=(0.0, 1.0, 0.0), fovy=25.5),
         look=Look(colors={"fingertip": (0.0, 0.75, 0.35), "root": (0.25, 0.25, 0.3), "target": (0.95, 0.1, 0.1)}),
         max_episode_steps=50,
     ),
     "Pusher": PixelTask(
         env_id="Pusher-v5",
-        view=View(position=(0.5, -1.9, 1.6), target=(0.25, -0.1, -0.2), fovy=45.0),
-        look=Look(colors={"table": (0.75, 0.68, 0.58), "object": (0.15, 0.35, 0.9), "goal": (0.9, 0.15, 0.1)}),
+        # From across the table, so that the arm does not hide the object it pushes.
+        view=View(position=(0.3, 1.0, 1.3), target=(0.3, -0.3, -0.15), fovy=46.0),
+        look=Look(
+            colors={
+                "table": (0.78, 0.72, 0.62),
+                "object": (0.15, 0.4, 0.95),
+                "goal": (0.9, 0.15, 0.1),
+                **dict.fromkeys(("sp", "sl", "uar", "ua", "ef", "fr", "fa", "wf"), (0.42, 0.46, 0.55)),
+                "r_wrist_roll_link": (0.95, 0.75, 0.1),
+                "tips_arm": (0.95, 0.75, 0.1),
+            }
+        ),
         max_episode_steps=100,
     ),
     "HalfCheetah": PixelTask(
         env_id="HalfCheetah-v5",
         view=View(
             position=(0.0, -3.0, 0.7),
-            target=(0.0, 0.0, 0.45),
+            target=(0.0, 0.0, 0.7),
             fovy=45.0,
             body="torso",
             follow=(True, False, False),
         ),
+        look=Look(haze=10.0),
         max_episode_steps=1000,
     ),
 }
@@ -95,7 +110,7 @@ class PixelTaskEnv(gym.Env["NDArray[np.uint8]", "NDArray[np.float32]"], EzPickle
     `info["state"]` holds the observation of the environment inside, `float64`, after every reset and step.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}  # pyright: ignore[reportIncompatibleVariableOverride]
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - declared so by gymnasium.Env
 
     def __init__(
         self,
@@ -117,16 +132,15 @@ class PixelTaskEnv(gym.Env["NDArray[np.uint8]", "NDArray[np.float32]"], EzPickle
             **options,
         )
         if task not in TASKS:
-            close = difflib.get_close_matches(task, TASKS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"tasks: {', '.join(TASKS)}"
-            raise ValueError(f"unknown task {task!r}; {hint}")
+            raise ValueError(f"unknown task {task!r}; {close_name(task, TASKS)}")
         for name, value in (("size", size), ("action_repeat", action_repeat), ("render_size", render_size)):
             if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode must be 'rgb_array' or None, got {render_mode!r}")
         self.task = TASKS[task]
-        self.simulator: Any = gym.make(self.task.env_id, **options).unwrapped
+        with _without_deprecation_note():
+            self.simulator: Any = gym.make(self.task.env_id, **options).unwrapped
         self.action_repeat = int(action_repeat)
         self.render_mode = render_mode
         self.render_size = int(render_size)
@@ -135,15 +149,15 @@ class PixelTaskEnv(gym.Env["NDArray[np.uint8]", "NDArray[np.float32]"], EzPickle
         self.action_space = self.simulator.action_space
         self.observation_space = spaces.Box(0, 255, (int(size), int(size), 3), np.uint8)
         fps = round(1.0 / (self.simulator.dt * self.action_repeat))
-        self.metadata = {**type(self).metadata, "render_fps": max(1, fps)}  # pyright: ignore[reportAttributeAccessIssue]
+        self.metadata = {**type(self).metadata, "render_fps": max(1, fps)}
 
     @property
-    def model(self) -> mujoco.MjModel:
+    def model(self) -> MjModel:
         """The simulated model."""
         return self.simulator.model
 
     @property
-    def data(self) -> mujoco.MjData:
+    def data(self) -> MjData:
         """The simulator's current state."""
         return self.simulator.data
 
@@ -155,25 +169,22 @@ class PixelTaskEnv(gym.Env["NDArray[np.uint8]", "NDArray[np.float32]"], EzPickle
         self._np_random, self._np_random_seed = self.simulator.np_random, self.simulator.np_random_seed
         return self.camera.render(self.data), {**info, "state": np.array(state, np.float64)}
 
-    def step(
-        self, action: NDArray[np.float32]
-    ) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
         """Apply `action` for `action_repeat` simulator steps."""
-        total = 0.0
-        for _ in range(self.action_repeat):
-            state, reward, terminated, truncated, info = self.simulator.step(action)
-            total += float(reward)
+        state, reward, terminated, truncated, info = self.simulator.step(action)
+        total = float(reward)
+        for _ in range(self.action_repeat - 1):
             if terminated or truncated:
                 break
+            state, reward, terminated, truncated, info = self.simulator.step(action)
+            total += float(reward)
         info = {**info, "state": np.array(state, np.float64)}
         return self.camera.render(self.data), total, bool(terminated), bool(truncated), info
 
     def render(self) -> NDArray[np.uint8] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The current state at `render_size`, from the same camera."""
         if self.render_mode is None:
-            gym.logger.warn(
-                "render() was called without a render mode; pass render_mode='rgb_array' to gymnasium.make"
-            )
+            gym.logger.warn("render() was called without a render mode; pass render_mode='rgb_array' to gymnasium.make")
             return None
         if self._render_camera is None:
             self._render_camera = self._camera(self.render_size)
@@ -185,6 +196,28 @@ class PixelTaskEnv(gym.Env["NDArray[np.uint8]", "NDArray[np.float32]"], EzPickle
 
     def _camera(self, size: int) -> RayCamera:
         return RayCamera(self.model, view=self.task.view, look=self.task.look, height=size, width=size)
+
+
+@contextmanager
+def _without_deprecation_note() -> Iterator[None]:
+    """MuJoCo 4 notes on stderr and in a log file that Gymnasium's half_cheetah.xml says `settotalmass`: not here."""
+    import mujoco
+
+    before = mujoco.get_mju_user_warning()
+
+    def handle(text: str) -> None:
+        if "settotalmass" in text:
+            return
+        if before is not None:
+            before(text)
+        else:
+            mujoco.mju_writeLog("WARNING", text)
+
+    mujoco.set_mju_user_warning(handle)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
 
 
 class PixelObservation(gym.Wrapper["NDArray[np.uint8]", Any, Any, Any], RecordConstructorArgs):
@@ -249,7 +282,7 @@ class PixelObservation(gym.Wrapper["NDArray[np.uint8]", Any, Any, Any], RecordCo
 
 
 def resize_frame(frame: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """A `uint8 (row, column, channel)` picture as `(size, size, channel)`, each pixel the mean of the area it covers."""
+    """A `uint8 (row, column, channel)` picture as `(size, size, channel)`, each pixel the mean of its area."""
     if frame.shape[:2] == (size, size):
         return frame.copy()
     mean = frame.astype(np.float64)
