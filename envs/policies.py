@@ -49,7 +49,7 @@ __all__ = [
 class Policy(Protocol):
     """Whatever picks actions."""
 
-    def __call__(self, observation: np.ndarray, info: Mapping[str, Any], generator: np.random.Generator) -> Any:
+    def __call__(self, observation: np.ndarray, info: Mapping[str, Any], generator: np.random.Generator, /) -> Any:
         """Pick an action, drawing from `generator` only."""
         ...
 
@@ -239,7 +239,7 @@ def valid_action(action: Any, space: spaces.Space[Any]) -> Any:
     if isinstance(space, spaces.Box):
         if values.dtype.kind not in "fiub" or not np.isfinite(values).all():
             raise ValueError(f"the policy must return finite numbers, got {action!r}")
-        return np.clip(values, space.low, space.high).astype(space.dtype)
+        return np.asarray(np.clip(values, space.low, space.high), dtype=space.dtype)
     if values.dtype.kind not in "iub":
         raise ValueError(f"the policy must return whole numbers for {space}, got {action!r}")
     values = values.astype(space.dtype)
@@ -266,7 +266,7 @@ def _from_normal(space: spaces.Box, normal: np.ndarray) -> np.ndarray:
     """Standard normal numbers put in the bounds by rank; kept as they are, or folded, where there are none."""
     low, high = space.low.astype(float), space.high.astype(float)
     below, above = np.isfinite(low), np.isfinite(high)
-    rank = torch.special.ndtr(torch.from_numpy(normal)).numpy()
+    rank = torch.special.ndtr(torch.from_numpy(np.asarray(normal))).numpy()
     start = np.where(below, low, 0.0)
     width = np.where(below & above, high, 0.0) - np.where(below & above, low, 0.0)
     inside = start + width * rank

@@ -21,9 +21,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import h5py
 import minari
@@ -140,12 +140,13 @@ class Recorder:
             return
         whole = self._main.with_suffix(".tmp")
         try:
-            needed = sum(file.stat().st_size for file in self._shards.iterdir())
-            if shutil.disk_usage(self._data).free < needed:
-                raise OSError(f"{needed / 1e6:.0f} MB are needed to join the episodes in one file")
-            with h5py.File(self._main, "r") as links, h5py.File(whole, "w") as file:
-                for number in range(len(self)):
-                    links.copy(links[f"episode_{number}"], file, name=f"episode_{number}")
+            with whole.open("w+b", buffering=0) as stream, _Disk(stream) as disk:
+                with h5py.File(self._main, "r") as links, h5py.File(disk, "w") as file:
+                    for number in range(len(self)):
+                        if disk.error is None:
+                            links.copy(links[f"episode_{number}"], file, name=f"episode_{number}")
+                if disk.error is not None:
+                    raise disk.error
             whole.replace(self._main)
             self.metadata["dataset_size"] = round(self._main.stat().st_size / 1e6, 1)
             self._put_metadata()
@@ -228,6 +229,58 @@ class Recorder:
             f"cannot write episode {number} to {self.path} ({error.strerror or error}); {kept}. "
             "Free some space and continue with --append",
         )
+
+
+class _Disk(io.RawIOBase):
+    """A file that remembers a refused write instead of failing: HDF5 may end the process over a full disk."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self.error: OSError | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._stream.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def write(self, content: Any) -> int:
+        def write_all() -> None:
+            rest = memoryview(content)
+            while len(rest) > 0:  # a disk that is nearly full takes the first part
+                rest = rest[self._stream.write(rest) :]
+
+        self._try(write_all)
+        return len(content)
+
+    def truncate(self, size: int | None = None) -> int:
+        self._try(lambda: self._stream.truncate(size))
+        return self._stream.tell() if size is None else size
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        if self.error is None:
+            try:
+                action()
+            except OSError as error:
+                self.error = error
 
 
 def _write_frames(group: h5py.Group, frames: np.ndarray) -> None:

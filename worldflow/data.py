@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -214,7 +214,7 @@ class Dataset:
         return int(length)
 
 
-def read_episodes(source: str | os.PathLike[str] | Dataset | Sequence[object]) -> Iterator[Episode]:
+def read_episodes(source: str | os.PathLike[str] | Iterable[object]) -> Iterator[Episode]:
     """Read episodes one by one, wherever they are.
 
     Args:
