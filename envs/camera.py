@@ -7,7 +7,8 @@ same state gives the same bytes on every run.
 Two things make it fast and clean. What stands still is drawn once and kept while the camera stands still too; only
 pixels that moving geoms may cover are cast again. And one ray goes through a pixel's center, but a pixel whose
 neighbor shows another geom, or lies across a crease, gets the mean of several: only outlines pay for smoothness, and
-they move by fractions of a pixel, as a model that learns from small frames needs.
+they move by fractions of a pixel, as a model that learns from small frames needs. (A moving geom much thinner than a
+pixel may be missed by the central rays and flicker: choose a view, or a size, that shows it.)
 
 What is not drawn: shadows, reflections, translucency (a geom is opaque, or absent where alpha is 0), pictures on
 anything but a checkered plane (other textured geoms show the mean color of their texture).
@@ -35,6 +36,7 @@ __all__ = ["Look", "RayCamera", "RayHits", "View"]
 
 _NUM_DRAWN_GROUPS = 3  # MuJoCo's viewer shows geom groups 0, 1 and 2 until told otherwise
 _FAR = 1e10  # MuJoCo's own "no limit" (mjMAXVAL)
+_BLOCK = 16384  # pixels smoothed at a time, which bounds memory
 _CONTRAST = 0.03  # an outline fainter than 8 of 255 levels is as good unsmoothed
 _CREASE_COSINE = 0.9  # neighbors on one geom whose normals differ by more than 26 degrees lie on two faces
 
@@ -244,8 +246,12 @@ class RayCamera:
             hits, color = self._static_hits(data, rays), self._sky.copy()
             met = np.flatnonzero(hits.geom >= 0)
             _paint(color, met, self._surfaces.shade(data, rays.take(met), hits.take(met)))
-            outline = self._outline(hits.geom, hits.normal, color, np.ones(len(rays), np.bool_))
-            _paint(color, outline, self._smooth(data, rays.origin, outline))
+            if self._body is None:  # to be kept: all of it may be smooth, even what is thinner than a pixel
+                rough = np.arange(len(rays) if self._lattice.shape[1] > 1 else 0)
+            else:
+                rough = self._outline(hits.geom, hits.normal, color, np.ones(len(rays), np.bool_))
+            for block in np.array_split(rough, 1 + len(rough) // _BLOCK):
+                _paint(color, block, self._smooth(data, rays.origin, block))
             self._backdrop = _Backdrop(pose=pose, hits=hits, color=color)
         return self._backdrop
 
