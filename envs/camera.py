@@ -81,7 +81,8 @@ class RayCamera:
         view: Where the camera stands.
         height, width: Of the picture, in pixels.
         look: Light and colors.
-        outline_rays: Rays through a pixel on an outline; 1 turns smoothing off.
+        outline_rays: Even number of rays through a pixel on an outline, besides the central one; 0 turns smoothing
+            off.
 
     Raises:
         ValueError: A size below 1, or a name that the model does not have.
@@ -103,13 +104,15 @@ class RayCamera:
         height: int = 64,
         width: int = 64,
         look: Look | None = None,
-        outline_rays: int = 5,
+        outline_rays: int = 4,
     ) -> None:
         import mujoco  # here, so that worldflow.envs can be imported where MuJoCo is not installed
 
-        for name, value in (("height", height), ("width", width), ("outline_rays", outline_rays)):
+        for name, value in (("height", height), ("width", width)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if outline_rays < 0 or outline_rays % 2:
+            raise ValueError(f"outline_rays must be even and not negative, got {outline_rays}")
         self.model, self.view, self.height, self.width = model, view, height, width
         self._multi_ray = mujoco.mj_multiRay
         self._groups = np.array([1] * _NUM_DRAWN_GROUPS + [0] * (mujoco.mjNGROUP - _NUM_DRAWN_GROUPS), np.uint8)
@@ -178,7 +181,7 @@ class RayCamera:
         fresh = np.zeros(len(geom), np.bool_)
         fresh[pixels] = True
         outline = self._outline(geom, normal, color, fresh)
-        _paint(color, outline, self._smooth(data, rays.origin, outline, behind=backdrop.color))
+        _paint(color, outline, self._smooth(data, rays.origin, outline, color, behind=backdrop.color))
 
         color *= 255.0
         color += 0.5
@@ -247,11 +250,11 @@ class RayCamera:
             met = np.flatnonzero(hits.geom >= 0)
             _paint(color, met, self._surfaces.shade(data, rays.take(met), hits.take(met)))
             if self._body is None:  # to be kept: all of it may be smooth, even what is thinner than a pixel
-                rough = np.arange(len(rays) if self._lattice.shape[1] > 1 else 0)
+                rough = np.arange(len(rays))
             else:
                 rough = self._outline(hits.geom, hits.normal, color, np.ones(len(rays), np.bool_))
             for block in np.array_split(rough, 1 + len(rough) // _BLOCK):
-                _paint(color, block, self._smooth(data, rays.origin, block))
+                _paint(color, block, self._smooth(data, rays.origin, block, color))
             self._backdrop = _Backdrop(pose=pose, hits=hits, color=color)
         return self._backdrop
 
@@ -280,8 +283,6 @@ class RayCamera:
         among: NDArray[np.bool_],
     ) -> NDArray[np.intp]:
         """Pixels that show another geom or face than a neighbor, in another color, one of the two in `among`."""
-        if self._lattice.shape[1] == 1:
-            return np.empty(0, np.intp)
         image, among = geom.reshape(self.height, self.width), among.reshape(self.height, self.width)
         creased = among & self._is_creased.take(image, mode="wrap") if self._is_creased.any() else None
         outline = np.zeros(len(geom), np.bool_)
@@ -312,29 +313,30 @@ class RayCamera:
         data: MjData,
         origin: NDArray[np.float64],
         pixels: NDArray[np.intp],
+        color: NDArray[np.float64],
         *,
         behind: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float64]:
-        """Mean color `(3, pixel)` of several rays through each of `pixels`.
+        """Mean color `(3, pixel)` of several rays through each of `pixels`, whose central ray gave `color`.
 
         Of everything, in front of the finished backdrop `behind (3, pixel)`; without it, of what stands still.
         """
-        if len(pixels) == 0:
-            return np.empty((3, 0))
+        center, count = color.take(pixels, axis=1), self._lattice.shape[1]
+        if center.size == 0 or count == 0:
+            return center
         across = (self._lattice[0][:, None] + self._across.take(pixels)).ravel()
         along = (self._lattice[1][:, None] + self._along.take(pixels)).ravel()
-        count = self._lattice.shape[1]
-        rays = self._through(origin, across, along, share=self._pixel / np.sqrt(count))
+        rays = self._through(origin, across, along, share=self._pixel / np.sqrt(1 + count))
         if behind is None:
             hits = self._hits(self._static_model, data, rays)
             shown = np.flatnonzero(hits.geom >= 0)
-            color = self._surfaces.sky(rays)
+            around = self._surfaces.sky(rays)
         else:
             hits = self._hits(self.model, data, rays)
             shown = np.flatnonzero(self._moves.take(hits.geom, mode="wrap"))
-            color = np.tile(behind.take(pixels, axis=1), count)
-        _paint(color, shown, self._surfaces.shade(data, rays.take(shown), hits.take(shown)))
-        return color.reshape(3, count, len(pixels)).sum(axis=1) / count
+            around = np.tile(behind.take(pixels, axis=1), count)
+        _paint(around, shown, self._surfaces.shade(data, rays.take(shown), hits.take(shown)))
+        return (center + around.reshape(3, count, len(pixels)).sum(axis=1)) / (1 + count)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,12 +355,17 @@ def _paint(color: NDArray[np.float64], pixels: NDArray[np.intp], values: NDArray
 
 
 def _lattice(count: int) -> NDArray[np.float64]:
-    """Points `(2, count)` in a unit square around 0 that are evenly spread both in the square and along each axis."""
+    """`count` points `(2, point)` that with the center are spread evenly over a unit square and along its axes.
+
+    A Fibonacci lattice: `count` = 4 gives the rotated grid, 12 the lattice of 13 points.
+    """
+    total = 1 + count
     golden = (np.sqrt(5.0) - 1.0) / 2.0
-    steps = [k for k in range(1, count + 1) if np.gcd(k, count) == 1]
-    step = min(steps, key=lambda k: abs(k / count - golden))
-    index = np.arange(count)
-    return np.stack((index, index * step % count)) / count + 0.5 / count - 0.5
+    steps = [k for k in range(1, total + 1) if np.gcd(k, total) == 1]
+    step = min(steps, key=lambda k: abs(k / total - golden))
+    index = np.arange(1, 1 + count // 2)
+    half = np.stack((index, (index * step + count // 2) % total - count // 2)) / total
+    return np.concatenate((half, -half), axis=1)
 
 
 def _alpha(model: MjModel) -> NDArray[np.float32]:
