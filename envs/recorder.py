@@ -16,6 +16,7 @@ called `NAME-vN`; the recorded id always is.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -127,7 +128,7 @@ class Recorder:
             self.metadata = {**self.metadata, **counts}
             self._put_metadata()
         except OSError as error:
-            raise self._refused(error, number) from error
+            raise self._refused(error, f"episode {number}") from error
         self.seeds.add(seed)
 
     def finish(self) -> None:
@@ -151,7 +152,7 @@ class Recorder:
             self.metadata["dataset_size"] = round(self._main.stat().st_size / 1e6, 1)
             self._put_metadata()
         except OSError as error:
-            raise self._refused(error, len(self)) from error
+            raise self._refused(error, "the episodes as one file") from error
         finally:
             whole.unlink(missing_ok=True)
         shutil.rmtree(self._shards)
@@ -222,11 +223,11 @@ class Recorder:
     def _put_metadata(self) -> None:
         _put(self._data / "metadata.json", json.dumps(self.metadata, indent=1).encode())
 
-    def _refused(self, error: OSError, number: int) -> OSError:
-        kept = f"the {len(self)} episodes written before it stay readable" if len(self) else "no episode was written"
+    def _refused(self, error: OSError, what: str) -> OSError:
+        kept = f"the {len(self)} episodes written before stay readable" if len(self) else "no episode was written"
         return OSError(
-            error.errno,
-            f"cannot write episode {number} to {self.path} ({error.strerror or error}); {kept}. "
+            error.errno or errno.EIO,
+            f"cannot write {what} to {self.path} ({error.strerror or error}); {kept}. "
             "Free some space and continue with --append",
         )
 

@@ -397,7 +397,7 @@ class TestFullDisk:
         recorder = self.recorder(tmp_path / "full")
         with file_size_limit(40_000):
             recorder.add(self.episode(3), seed=0)
-            with pytest.raises(OSError, match=r"episode 1 .*1 episodes written before it stay readable.*--append"):
+            with pytest.raises(OSError, match=r"episode 1 .*1 episodes written before stay readable.*--append"):
                 recorder.add(self.episode(30), seed=1)
         assert Dataset(tmp_path / "full").lengths.tolist() == [3]
         assert not [file for file in files(tmp_path) if "tmp" in file]
@@ -411,7 +411,7 @@ class TestFullDisk:
         recorder = self.recorder(tmp_path / "full")
         for seed in range(4):
             recorder.add(self.episode(6), seed=seed)
-        with file_size_limit(60_000), pytest.raises(OSError, match="4 episodes written before it stay readable"):
+        with file_size_limit(60_000), pytest.raises(OSError, match="4 episodes written before stay readable"):
             recorder.finish()
         assert Dataset(tmp_path / "full").lengths.tolist() == [6] * 4
         assert not [file for file in files(tmp_path) if "tmp" in file]

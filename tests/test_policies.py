@@ -116,7 +116,7 @@ def test_pendulum_sways_and_falls() -> None:
     env = gym.make("InvertedPendulum-v5")
     policy = PendulumSwayer(env.action_space)
     lengths, ranges, sides = [], [], []
-    for seed in range(24):
+    for seed in range(40):
         generator = np.random.default_rng(seed)
         start_episode(policy, generator)
         state, _ = env.reset(seed=seed)
@@ -131,9 +131,9 @@ def test_pendulum_sways_and_falls() -> None:
         sides.append(state[1] > 0)
     env.close()
     # Measured over 200 episodes: 21 to 123 steps, median 64; cart travels 0.67 m in the median; half fall right.
-    assert 15 <= min(lengths) and max(lengths) <= 200 and 40 <= np.median(lengths) <= 90
+    assert 15 <= min(lengths) and max(lengths) <= 200 and 55 <= np.median(lengths) <= 75
     assert np.median(ranges) > 0.5
-    assert 4 <= sum(sides) <= 20
+    assert 10 <= sum(sides) <= 30  # three standard deviations of a fair coin
 
 
 def test_pendulum_needs_its_state() -> None:
@@ -242,7 +242,8 @@ class TestSavedAgents:
         path = str(tmp_path / "agent.zip")
         env = gym.make("InvertedPendulum-v5")
         getattr(algorithms, name)("MlpPolicy", env, device="cpu", seed=0).save(path)
-        before = torch.get_rng_state()
+        torch.rand(1), np.random.random(3)  # away from where the agent's own seed would put them
+        before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # pyright: ignore
         recorded = [
             Dataset(
                 collect(
@@ -257,7 +258,8 @@ class TestSavedAgents:
             )
             for number in range(2)
         ]
-        assert torch.equal(before, torch.get_rng_state())
+        assert torch.equal(before[0], torch.get_rng_state())
+        assert before[1] == np.random.get_state()[1].tolist()  # pyright: ignore
         for first, second in zip(*recorded, strict=True):
             np.testing.assert_array_equal(first.actions, second.actions)
         agent = getattr(algorithms, name).load(path, device="cpu")
