@@ -242,7 +242,8 @@ class TestSavedAgents:
         path = str(tmp_path / "agent.zip")
         env = gym.make("InvertedPendulum-v5")
         getattr(algorithms, name)("MlpPolicy", env, device="cpu", seed=0).save(path)
-        torch.rand(1), np.random.random(3)  # away from where the agent's own seed would put them
+        torch.rand(1)  # away from where the agent's own seed would put it
+        np.random.random(3)
         before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # pyright: ignore
         recorded = [
             Dataset(
