@@ -29,16 +29,21 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         IsADirectoryError: If `path` is a folder.
-        FileNotFoundError: If the block wrote nothing.
+        OSError: If it cannot be written: no room, no permission, or the block wrote nothing.
     """
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(f"expected a file to write, got the folder {target}; add a file name")
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.partial{target.suffix}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(target)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(
+            error.errno, f"cannot write {target}: {reason}; free some space or choose another folder"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

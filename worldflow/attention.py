@@ -63,7 +63,7 @@ class RMSNorm(nn.Module):
 
 
 class RotaryPositions(nn.Module):
-    """Cosines and sines for slots at `(row, column, time)`.
+    """Rotations for slots at `(row, column, time)`, as unit complex numbers.
 
     `head_dim / 2` angles: 3/8 of them turn with the row, 3/8 with the column, 1/4 with time (12, 12 and 8 for the
     released head size 64). Angle `k` of an axis with `n` angles is `position * 10000^(-k / n)`.
@@ -88,20 +88,22 @@ class RotaryPositions(nn.Module):
         self.register_buffer("frequencies", table, persistent=False)
         self.frequencies: Tensor
 
-    def forward(
-        self, positions: Float[Tensor, "*batch slot 3"], *, dtype: torch.dtype
-    ) -> tuple[Float[Tensor, "*batch slot feature"], Float[Tensor, "*batch slot feature"]]:
-        """Cosine and sine of every angle, each repeated for its two channels; angles are computed in float64."""
+    def forward(self, positions: Float[Tensor, "*batch slot 3"], *, dtype: torch.dtype) -> Tensor:
+        """`exp(i angle)` of every angle, complex `(*batch, slot, head_dim / 2)` in the precision of `dtype`.
+
+        Angles are computed in float64, so that a slot far into an episode turns as exactly as an early one.
+        """
         angles = positions.double() @ self.frequencies.double()
-        angles = angles.repeat_interleave(2, dim=-1)
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        return torch.polar(torch.ones_like(angles), angles).to(
+            torch.complex128 if dtype == torch.float64 else torch.complex64
+        )
 
 
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn consecutive channel pairs: `(p, q) -> (p cos - q sin, q cos + p sin)`."""
-    p, q = x.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((-q, p), dim=-1).flatten(-2)
-    return x * cosine + turned * sine
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """Turn consecutive channel pairs: `(p, q) -> (p cos - q sin, q cos + p sin)`; one complex product."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotary).flatten(-2).to(x.dtype)
 
 
 class Block(nn.Module):
@@ -122,7 +124,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch slot dim"],
-        rotary: tuple[Tensor, Tensor],
+        rotary: Tensor,
         mask: Bool[Tensor, "#batch 1 slot key"] | None,
         past: tuple[Tensor, Tensor] | None,
     ) -> tuple[Float[Tensor, "batch slot dim"], tuple[Tensor, Tensor]]:
@@ -131,8 +133,7 @@ class Block(nn.Module):
         `mask` None means causal over the slots given (`past` must then be None).
         """
         qkv = rearrange(self.qkv(self.attention_norm(x)), "b s (three h d) -> three b h s d", three=3, d=self.head_dim)
-        cosine, sine = rotary
-        query, key = rotate(qkv[:2], cosine, sine).to(qkv.dtype).unbind(0)
+        query, key = rotate(qkv[:2], rotary).unbind(0)
         value = qkv[2]
         keys, values = (key, value) if past is None else (torch.cat((past[0], key), 2), torch.cat((past[1], value), 2))
         attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=mask is None)
@@ -162,15 +163,14 @@ class Transformer(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch slot dim"],
-        rotary: tuple[Tensor, Tensor],
+        rotary: Tensor,
         *,
         mask: Bool[Tensor, "#batch 1 slot key"] | None = None,
         past: KeyValue | None = None,
     ) -> tuple[Float[Tensor, "batch slot dim"], KeyValue]:
         """Run the stack; `past` holds the slots before these, and `mask`'s keys are `past` then the slots given."""
-        cosine, sine = rotary
-        if cosine.dim() == 3:  # one table per row of the batch: make room for the heads
-            rotary = (cosine[:, None], sine[:, None])
+        if rotary.dim() == 3:  # one table per row of the batch: make room for the heads
+            rotary = rotary[:, None]
         keys, values = [], []
         for i, block in enumerate(self.blocks):
             before = None if past is None else (past.keys[i], past.values[i])

@@ -82,15 +82,15 @@ class FrameTransformer(nn.Module):
 
     def prepare(
         self, num_frames: int, *, count: Int64[Tensor, " batch"] | None, device: torch.device, dtype: torch.dtype
-    ) -> tuple[tuple[Tensor, Tensor], Bool[Tensor, "#batch 1 slot key"]]:
-        """Rotary tables and mask for `num_frames` frames that follow `count` frames (None: no cache in front)."""
+    ) -> tuple[Tensor, Bool[Tensor, "#batch 1 slot key"]]:
+        """Rotations and mask for `num_frames` frames that follow `count` frames (None: no cache in front)."""
         time = torch.arange(num_frames, device=device, dtype=torch.float64)[None]
         if count is not None:
             time = time + count[:, None]
         grid = self.positions.to(torch.float64)
         positions = grid.expand(*time.shape, *grid.shape).clone()
         positions[..., 2] = time[..., None]
-        tables = self.rotary(positions.flatten(1, 2), dtype=dtype)
+        rotary = self.rotary(positions.flatten(1, 2), dtype=dtype)
         mask = frame_mask(
             num_frames,
             self.slots,
@@ -100,7 +100,7 @@ class FrameTransformer(nn.Module):
             is_causal_inside=self.is_causal_inside,
             device=device,
         )
-        return tables, mask
+        return rotary, mask
 
     def forward(
         self,
@@ -116,8 +116,8 @@ class FrameTransformer(nn.Module):
             past: Rolling cache of the frames before, or None at the start of a sequence.
             count: How many frames each row has seen before, with `past`.
         """
-        tables, mask = self.prepare(x.shape[1], count=count, device=x.device, dtype=x.dtype)
-        hidden, new = self.transformer(x.flatten(1, 2), tables, mask=mask, past=past)
+        rotary, mask = self.prepare(x.shape[1], count=count, device=x.device, dtype=x.dtype)
+        hidden, new = self.transformer(x.flatten(1, 2), rotary, mask=mask, past=past)
         return hidden.unflatten(1, (-1, self.slots)), new
 
 
@@ -240,7 +240,7 @@ class DeepBlock(nn.Module):
         dtype: torch.dtype,
     ) -> AffineConditional:
         """The map of one coming frame as the samplers want it: tokens in, mean and scale of some of them out."""
-        (cosine, sine), mask = self.frames.prepare(1, count=count, device=lead.device, dtype=dtype)
+        rotary, mask = self.frames.prepare(1, count=count, device=lead.device, dtype=dtype)
         cached = (self.frames.window - 1) * self.frames.slots
 
         def parameters(
@@ -252,9 +252,8 @@ class DeepBlock(nn.Module):
                 inputs = torch.cat((lead[:, None], inputs), dim=1)
             if self.draft_in is not None and hint is not None:
                 inputs = inputs + self.draft_in(hint)
-            tables = (cosine[:, first:last], sine[:, first:last])
             visible = mask[:, :, first:last, : cached + last]
-            hidden, new = self.frames.transformer(inputs, tables, mask=visible, past=past)
+            hidden, new = self.frames.transformer(inputs, rotary[:, first:last], mask=visible, past=past)
             mu, sigma = self._affine(hidden, hint)
             return mu, sigma, new
 

