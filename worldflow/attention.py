@@ -106,6 +106,20 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     return torch.view_as_real(pairs * rotary).flatten(-2).to(x.dtype)
 
 
+def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention; `mask` None is causal.
+
+    Training in bf16 on a CPU, plain products take half the time of the fused kernel, whose backward pass is slow
+    there (7 against 18 ms for 16 clips of 221 slots); everywhere else the fused kernel is the faster one.
+    """
+    if not (query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad):
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=mask is None)
+    if mask is None:
+        mask = torch.ones(query.shape[2], keys.shape[2], dtype=torch.bool).tril()
+    scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+    return scores.masked_fill(~mask, -torch.inf).softmax(-1) @ values
+
+
 class Block(nn.Module):
     """Self-attention and MLP, pre-norm."""
 
@@ -136,7 +150,7 @@ class Block(nn.Module):
         query, key = rotate(qkv[:2], rotary).unbind(0)
         value = qkv[2]
         keys, values = (key, value) if past is None else (torch.cat((past[0], key), 2), torch.cat((past[1], value), 2))
-        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=mask is None)
+        attended = _attend(query, keys, values, mask)
         x = x + self.attention_out(rearrange(attended, "b h s d -> b s (h d)"))
         x = x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
         return x, (key, value)
