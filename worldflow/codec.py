@@ -196,12 +196,14 @@ class LatentCodec(Codec):
         self.deviation.fill_(max(deviation, 1e-3))
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:  # noqa: D102
-        code = self.normalize(self.encoder((pixels - self.mean_frame) * 2).float())
+        code = _wide(self.encoder((pixels.to(self.mean_frame.dtype) - self.mean_frame) * 2))
+        code = self.normalize(code)
         return rearrange(code, "f d h w -> f (h w) d")
 
     def decode_pixels(self, x: Tensor) -> Tensor:  # noqa: D102
         h, w = self.config.grid
-        return self.mean_frame + self.decoder(rearrange(x, "f (h w) d -> f d h w", h=h, w=w)).float()
+        code = rearrange(x, "f (h w) d -> f d h w", h=h, w=w).to(self.mean_frame.dtype)
+        return self.mean_frame + _wide(self.decoder(code))
 
     def loss(
         self, frames: UInt8[Tensor, "frame row column channel"], *, generator: torch.Generator | None = None
@@ -220,6 +222,11 @@ class LatentCodec(Codec):
         distance = (pixels - self.mean_frame).abs().mean(1, keepdim=True)
         weight = (1 + distance / self.deviation).clamp(max=50)
         return (weight * error).mean() / weight.mean(), error.mean().detach()
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def build_codec(config: CodecConfig) -> Codec:

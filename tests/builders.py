@@ -1,0 +1,193 @@
+"""Small worlds with random weights, far from the identity: what a test of the model needs, without training."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from worldflow.codec import CodecConfig
+from worldflow.flow import FlowConfig, VideoFlow
+from worldflow.heads import RewardSupport
+from worldflow.types import ActionSpec, DataSpec
+from worldflow.world import Contexts, WorldConfig, WorldModel
+
+__all__ = ["box_space", "discrete_space", "random_actions", "randomize", "tiny_flow", "tiny_spec", "tiny_world"]
+
+Action = Literal["box", "discrete", "multi_discrete", "scalar"]
+
+
+def box_space(low: float, high: float, shape: tuple[int, ...], dtype: str) -> str:
+    """A Box as Minari writes it."""
+    bounds = {name: np.full(shape, bound).tolist() for name, bound in (("low", low), ("high", high))}
+    return json.dumps({"type": "Box", "dtype": dtype, "shape": list(shape), **bounds})
+
+
+def discrete_space(choices: int, first: int = 0) -> str:
+    """A Discrete as Minari writes it."""
+    return json.dumps({"type": "Discrete", "dtype": "int64", "start": first, "n": choices})
+
+
+def randomize(module: nn.Module, *, seed: int = 0, scale: float = 1.0) -> None:
+    """Draw all weights anew, large enough that no layer is near zero or the identity.
+
+    Matrices get `scale / sqrt(fan in)`, gains and vectors a normal of 0.3 around what they were made with (0 or 1).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+            if parameter.dim() >= 2 and not name.endswith("existence"):
+                parameter.copy_(noise * scale / parameter[0].numel() ** 0.5)
+            elif name.endswith("norm.weight") and "final" not in name:
+                parameter.copy_(1 + 0.3 * noise)
+            elif name.endswith("draft_gate"):
+                parameter.copy_(0.8 + 0.2 * noise)
+            else:
+                parameter.copy_(0.3 * noise)
+
+
+def tiny_flow(
+    *,
+    latent_dim: int = 3,
+    grid: tuple[int, int] = (2, 2),
+    action_dim: int = 2,
+    window: int = 3,
+    draft: bool = True,
+    shallow_layers: tuple[int, ...] = (1,),
+    deep_layers: int = 2,
+    soft_clip: float | None = 4.0,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    scale: float = 1.0,
+) -> VideoFlow:
+    """A flow with random weights."""
+    config = FlowConfig(
+        latent_dim=latent_dim,
+        grid=grid,
+        action_dim=action_dim,
+        shallow_layers=shallow_layers,
+        shallow_width=32,
+        deep_layers=deep_layers,
+        deep_width=32,
+        draft_layers=2 if draft else 0,
+        draft_width=32,
+        head_dim=16,
+        window=window,
+        soft_clip=soft_clip,
+    )
+    flow = VideoFlow(config).to(dtype)
+    randomize(flow, seed=seed, scale=scale)
+    return flow.eval()
+
+
+def tiny_spec(*, size: int = 16, channels: int = 3, action: Action = "box") -> DataSpec:
+    """Frames of `size` pixels and an action of the named kind."""
+    specs = {
+        "box": (
+            ActionSpec(shape=(2,), dtype="float32", low=(-1.0, -1.0), high=(1.0, 1.0)),
+            box_space(-1.0, 1.0, (2,), "float32"),
+        ),
+        "scalar": (
+            ActionSpec(shape=(1,), dtype="float32", low=(-3.0,), high=(3.0,)),
+            box_space(-3.0, 3.0, (1,), "float32"),
+        ),
+        "discrete": (ActionSpec(shape=(), dtype="int64", choices=(4,), first=(0,)), discrete_space(4)),
+        "multi_discrete": (
+            ActionSpec(shape=(2,), dtype="int64", choices=(3, 2), first=(0, 1)),
+            json.dumps({"type": "MultiDiscrete", "dtype": "int64", "nvec": [3, 2], "start": [0, 1]}),
+        ),
+    }
+    spec, space = specs[action]
+    return DataSpec(
+        frame_shape=(size, size, channels),
+        action=spec,
+        observation_space=box_space(0, 255, (size, size, channels), "uint8"),
+        action_space=space,
+        env_spec=None,
+        dataset_id="tiny/test-v0",
+    )
+
+
+def tiny_world(
+    *,
+    size: int = 16,
+    channels: int = 3,
+    patch_size: int = 8,
+    latent_dim: int = 3,
+    codec: Literal["latent", "patch"] = "latent",
+    action: Action = "box",
+    window: int = 3,
+    draft: bool = True,
+    soft_clip: float | None = 4.0,
+    noise_std: float = 0.3,
+    atoms: tuple[float, ...] = (0.0, 1.0),
+    contexts: int = 4,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    scale: float = 1.0,
+) -> WorldModel:
+    """A world with random weights and a bank of random pasts.
+
+    Args:
+        size, channels: Of its frames.
+        patch_size, latent_dim, codec, noise_std: Its codec; 4 tokens of 3 channels by default.
+        action: Kind of its actions: Box of 2, Box of 1, Discrete(4), or MultiDiscrete([3, 2]) starting at (0, 1).
+        window: Attention window in frames; the bank's pasts have as many frames.
+        draft: Whether it has a drafter.
+        soft_clip: Bound of the affine parameters.
+        atoms: Rewards with a mass of their own.
+        contexts: Pasts in the bank; 0 leaves it without.
+        dtype: Of its weights.
+        seed, scale: Of its weights.
+    """
+    data = tiny_spec(size=size, channels=channels, action=action)
+    codec_config = CodecConfig(
+        kind=codec,
+        frame_shape=data.frame_shape,
+        patch_size=patch_size,
+        latent_dim=latent_dim,
+        width=8,
+        blocks=1,
+        noise_std=noise_std,
+    )
+    flow = FlowConfig(
+        latent_dim=codec_config.token_dim,
+        grid=codec_config.grid,
+        action_dim=data.action.feature_dim,
+        shallow_layers=(1,),
+        shallow_width=32,
+        deep_layers=2,
+        deep_width=32,
+        draft_layers=2 if draft else 0,
+        draft_width=32,
+        head_dim=16,
+        window=window,
+        soft_clip=soft_clip,
+    )
+    reward = RewardSupport(low=-2.0, high=2.0, num_knots=16, atoms=atoms)
+    world = WorldModel(WorldConfig(data=data, codec=codec_config, flow=flow, reward=reward))
+    randomize(world, seed=seed, scale=scale)
+    generator = torch.Generator().manual_seed(seed)
+    if not data.action.is_discrete:
+        world.actions.mean.copy_(0.1 * torch.randn(world.actions.mean.shape, generator=generator))
+        world.actions.std.copy_(0.5 + torch.rand(world.actions.std.shape, generator=generator))
+    if contexts:
+        frames = torch.randint(0, 256, (contexts, window, *data.frame_shape), generator=generator, dtype=torch.uint8)
+        world.contexts = Contexts(
+            frames=frames, actions=random_actions(data.action, (contexts, window - 1), generator=generator)
+        )
+    return world.to(dtype).eval()
+
+
+def random_actions(spec: ActionSpec, batch: tuple[int, ...], *, generator: torch.Generator) -> torch.Tensor:
+    """Raw actions, uniform between the bounds or over the choices."""
+    draw = torch.rand(*batch, *spec.shape, generator=generator)
+    if spec.is_discrete:
+        choices = torch.tensor(spec.choices).reshape(spec.shape)
+        return (draw * choices).long() + torch.tensor(spec.first).reshape(spec.shape)
+    low, high = (torch.tensor(bound).reshape(spec.shape) for bound in (spec.low, spec.high))
+    return (low + draw * (high - low)).to(getattr(torch, spec.dtype))
