@@ -12,7 +12,7 @@ import json
 import os
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 from zipfile import BadZipFile
@@ -22,28 +22,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from worldflow.atomic import replacing, write_bytes
 from worldflow.world import Contexts, WorldConfig, WorldModel
 
-__all__ = ["from_plain", "load", "save", "to_plain", "write_atomically"]
+__all__ = ["from_plain", "load", "save", "to_plain"]
 
 FORMAT = 1
 T = TypeVar("T")
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, then put it in place of `path` in one move.
-
-    Raises:
-        OSError: If it could not be written; `path` is then as it was.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def to_plain(config: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -98,23 +83,16 @@ def save(world: WorldModel, run: str | os.PathLike[str], *, training: Mapping[st
     record = {"format": FORMAT, "config": to_plain(world.config), "training": dict(training or {})}
     text = json.dumps(record, indent=1)
 
-    def weights(path: Path) -> None:
-        try:
+    try:
+        with replacing(folder / "world.safetensors") as path:
             save_file(tensors, path)
-        except SafetensorError as error:  # the library's word for a failed write
-            raise OSError(str(error)) from error
-
-    write_atomically(folder / "world.safetensors", weights)
-    contexts = world.contexts
-    if contexts is not None:
-        arrays = {"frames": contexts.frames.cpu().numpy(), "actions": contexts.actions.cpu().numpy()}
-
-        def bank(path: Path) -> None:
-            with path.open("wb") as file:
-                np.savez_compressed(file, **arrays)
-
-        write_atomically(folder / "contexts.npz", bank)
-    write_atomically(folder / "world.json", lambda path: path.write_text(text))
+    except SafetensorError as error:  # the library's word for a failed write
+        raise OSError(f"cannot write {folder / 'world.safetensors'}: {error}; free some space") from error
+    if world.contexts is not None:
+        bank = {"frames": world.contexts.frames.cpu().numpy(), "actions": world.contexts.actions.cpu().numpy()}
+        with replacing(folder / "contexts.npz") as path:
+            np.savez_compressed(path, allow_pickle=False, **bank)
+    write_bytes(folder / "world.json", text.encode())
     return folder
 
 

@@ -14,7 +14,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,8 +24,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from worldflow import checkpoint
+from worldflow.atomic import replacing
 from worldflow.codec import LatentCodec, to_float
-from worldflow.data import Dataset
+from worldflow.data import Dataset, gather
+from worldflow.evaluate import held_out_clips, imagine_clips
 from worldflow.heads import RewardSupport
 from worldflow.index import sample_index, window_index
 from worldflow.latents import LatentBatch, LatentData, encode_dataset, sample_frames
@@ -369,7 +371,8 @@ class _Run:
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "generator": self.generator.get_state(),
         }
-        checkpoint.write_atomically(self.folder / "training.pt", lambda path: torch.save(record, path))
+        with replacing(self.folder / "training.pt") as path:
+            torch.save(record, path)
         if stage == "flow":
             self._save_world(world)
 
@@ -391,13 +394,23 @@ class _Run:
         index = window_index(lengths, past, episodes=episodes)
         index = index[index[:, 1] + past < lengths[index[:, 0]]]  # a start from which at least one more step was made
         chosen = torch.randperm(len(index), generator=torch.Generator().manual_seed(self.config.seed))
-        from worldflow.data import gather
-
         clip = gather(self.dataset, index[chosen[: self.config.contexts].numpy()], past)
         return Contexts(frames=clip.frames, actions=clip.actions)
 
     def _picture(self, world: WorldModel) -> None:
         """Film strips of held-out futures, real above imagined, as `imagined.png`."""
+        past = world.config.flow.window - 1
+        lengths = np.asarray(self.dataset.lengths)[self.dataset.episodes("held_out")]
+        horizon = min(16, int(lengths.max()) - past)
+        if horizon < 1:
+            return  # held-out episodes are all shorter than the past that the world wants to see
+        clips = held_out_clips(self.dataset, past=past, horizon=horizon, num_clips=3, seed=self.config.seed)
+        dream = imagine_clips(world, clips, past=past, generator=torch.Generator().manual_seed(self.config.seed))
+        from worldflow.figures import save_figure  # drawing is slow to import and not needed to train
+        from worldflow.strips import imagined_figure
+
+        figure = imagined_figure(clips.frames[:, past + 1 :].numpy(), dream.frames[0].cpu().numpy())
+        save_figure(figure, self.folder / "imagined.png")
 
 
 def _schedule(step: int, done: float) -> float:
