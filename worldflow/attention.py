@@ -167,9 +167,11 @@ class Transformer(nn.Module):
 
     def __init__(self, dim: int, layers: int, *, head_dim: int = 64) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(dim, head_dim=head_dim) for _ in range(layers))
+        self.cache_shape = (layers, dim // head_dim, head_dim)
+        blocks = [Block(dim, head_dim=head_dim) for _ in range(layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.final_norm = RMSNorm(dim)
-        for block in self.blocks:
+        for block in blocks:
             for last in (block.attention_out, block.mlp_out):
                 nn.init.normal_(last.weight, std=0.02 / (2 * layers) ** 0.5)  # GPT-2's residual scaling
                 nn.init.zeros_(last.bias)

@@ -1,8 +1,8 @@
 """A run's folder: weights as safetensors, everything else as JSON, written so that nothing is ever half there.
 
-    run/world.json           configuration, as `WorldConfig`, and how it was trained
-    run/world.safetensors    weights and statistics
-    run/contexts.npz         a small bank of recorded pasts to start from
+- `run/world.json`: configuration, as `WorldConfig`, and how it was trained;
+- `run/world.safetensors`: weights and statistics;
+- `run/contexts.npz`: a small bank of recorded pasts to start from.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FORMAT = 1
 T = TypeVar("T")
 
 
-def to_plain(config: Any) -> dict[str, Any]:  # noqa: ANN401
+def to_plain(config: Any) -> dict[str, Any]:
     """A dataclass as nested dictionaries that JSON can hold."""
     return dataclasses.asdict(config)
 
@@ -52,7 +52,7 @@ def from_plain(kind: type[T], plain: Mapping[str, Any]) -> T:
         raise ValueError(f"{kind.__name__} cannot be built: {error}") from error
 
 
-def _typed(hint: Any, value: Any) -> Any:  # noqa: ANN401
+def _typed(hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return from_plain(hint, value)
     origin = typing.get_origin(hint)

@@ -136,19 +136,26 @@ class PatchCodec(Codec):
         return rearrange(x, "f (h w) (p q c) -> f c (h p) (w q)", h=h, w=w, p=p, q=p)
 
 
+def _zero(layer: nn.Conv2d) -> None:
+    """Let the layer give nothing, to begin with."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 class _Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
+        last = nn.Conv2d(width, width, 3, padding=1)
         self.body = nn.Sequential(
             nn.GroupNorm(8, width),
             nn.SiLU(),
             nn.Conv2d(width, width, 3, padding=1),
             nn.GroupNorm(8, width),
             nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1),
+            last,
         )
-        nn.init.zeros_(self.body[-1].weight)
-        nn.init.zeros_(self.body[-1].bias)
+        _zero(last)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
@@ -173,17 +180,17 @@ class LatentCodec(Codec):
             nn.PixelUnshuffle(2),
             nn.Conv2d(4 * width, config.latent_dim, 1),
         )
+        last = nn.Conv2d(width, channels * half**2, 3, padding=1)
         self.decoder = nn.Sequential(
             nn.Conv2d(config.latent_dim, 4 * width, 3, padding=1),
             nn.PixelShuffle(2),
             *[_Residual(width) for _ in range(config.blocks + 1)],
             nn.GroupNorm(8, width),
             nn.SiLU(),
-            nn.Conv2d(width, channels * half**2, 3, padding=1),
+            last,
             nn.PixelShuffle(half),
         )
-        nn.init.zeros_(self.decoder[-2].weight)
-        nn.init.zeros_(self.decoder[-2].bias)
+        _zero(last)
         self.normalize = nn.BatchNorm2d(config.latent_dim, affine=False, momentum=0.05)
         self.register_buffer("mean_frame", torch.zeros(channels, rows, columns))
         self.register_buffer("deviation", torch.ones(()))

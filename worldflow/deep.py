@@ -73,10 +73,8 @@ class FrameTransformer(nn.Module):
 
     def empty_cache(self, batch_size: int, *, device: torch.device, dtype: torch.dtype) -> KeyValue:
         """A cache that has seen nothing: `window - 1` frames of masked slots."""
-        blocks = self.transformer.blocks
-        head_dim = blocks[0].head_dim
-        heads = blocks[0].attention_out.in_features // head_dim
-        shape = (len(blocks), batch_size, heads, (self.window - 1) * self.slots, head_dim)
+        layers, heads, head_dim = self.transformer.cache_shape
+        shape = (layers, batch_size, heads, (self.window - 1) * self.slots, head_dim)
         zeros = torch.zeros(shape, device=device, dtype=dtype)
         return KeyValue(keys=zeros, values=zeros)
 
@@ -243,9 +241,7 @@ class DeepBlock(nn.Module):
         rotary, mask = self.frames.prepare(1, count=count, device=lead.device, dtype=dtype)
         cached = (self.frames.window - 1) * self.frames.slots
 
-        def parameters(
-            x: Tensor, first: int, last: int, past: KeyValue | None
-        ) -> tuple[Tensor, Tensor, KeyValue]:
+        def parameters(x: Tensor, first: int, last: int, past: KeyValue | None) -> tuple[Tensor, Tensor, KeyValue]:
             hint = None if draft is None else draft[:, first:last]
             inputs = self.proj_in(x[:, max(first - 1, 0) : last - 1])
             if first == 0:

@@ -84,7 +84,8 @@ class Drafter(nn.Module):
             actions: Features of the action that leads to each frame.
             index: How many frames precede each frame.
             is_hidden: Frames whose action is not shown.
-            past, count: Rolling cache and how many frames each row has seen, as in `DeepBlock`.
+            past: Rolling cache of the frames before, or None at the start of a sequence.
+            count: How many frames each row has seen before, with `past`.
         """
         has_one, has_two = (index >= 1)[..., None], (index >= 2)[..., None]
         last = torch.where(has_one[..., None], previous, 0.0)

@@ -118,7 +118,7 @@ class VideoFlow(nn.Module):
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
         self.config = config
-        self.shallow = nn.ModuleList(
+        shallow = [
             AffineBlock(
                 config.latent_dim,
                 grid=config.grid,
@@ -129,7 +129,8 @@ class VideoFlow(nn.Module):
                 head_dim=config.head_dim,
             )
             for i, layers in enumerate(config.shallow_layers)
-        )
+        ]
+        self.shallow = nn.ModuleList(shallow)
         self.deep = DeepBlock(
             config.latent_dim,
             grid=config.grid,
@@ -170,7 +171,9 @@ class VideoFlow(nn.Module):
     ) -> Float[Tensor, "*batch token latent"]:
         """Back through the shallow blocks, all frames at once."""
         x = u.reshape(-1, *u.shape[-2:])
-        for block in reversed(self.shallow):
+        for i in reversed(range(len(self.shallow))):
+            block = self.shallow[i]
+            assert isinstance(block, AffineBlock)
             x = block.inverse(x, method=method, tolerance=tolerance).x
         return x.reshape(u.shape)
 
@@ -215,9 +218,7 @@ class VideoFlow(nn.Module):
         """
         self._check(x, actions)
         u, log_det = self.to_deep(x)
-        return self.score_deep(
-            u, log_det, actions, hide_actions=hide_actions, state=state, keep_state=keep_state
-        )
+        return self.score_deep(u, log_det, actions, hide_actions=hide_actions, state=state, keep_state=keep_state)
 
     def score_deep(
         self,
@@ -285,7 +286,8 @@ class VideoFlow(nn.Module):
             state: What came before.
             action: Feature vector of the action taken.
             z: Standard normal noise; scaled noise samples at another temperature.
-            method, tolerance: Of the inverse.
+            method: How to invert.
+            tolerance: How closely.
             hide_actions: Rows that do not see their action.
         """
         B = len(state)

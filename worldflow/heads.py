@@ -115,7 +115,9 @@ class RewardHead(nn.Module):
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return F.log_softmax(logits, dim=-1) + math.log1p(-TAIL_WEIGHT)
 
-    def log_prob(self, hidden: Float[Tensor, "*batch width"], reward: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def log_prob(
+        self, hidden: Float[Tensor, "*batch width"], reward: Float[Tensor, "*batch"]
+    ) -> Float[Tensor, "*batch"]:
         """Log of the mass of an atom, or of the density in nats per unit of reward."""
         weights = self._log_weights(hidden)
         num_atoms = len(self.atoms)
@@ -137,7 +139,9 @@ class RewardHead(nn.Module):
         """Expected reward (the tail, one part in a million, left out)."""
         return self._log_weights(hidden).softmax(-1) @ torch.cat((self.atoms, self.knot_means)).to(hidden.dtype)
 
-    def sample(self, hidden: Float[Tensor, "batch width"], uniform: Float[Tensor, "batch 3"]) -> Float[Tensor, " batch"]:
+    def sample(
+        self, hidden: Float[Tensor, "batch width"], uniform: Float[Tensor, "batch 3"]
+    ) -> Float[Tensor, " batch"]:
         """A reward from three uniform numbers in [0, 1) each: which part, and where in it."""
         weights = self._log_weights(hidden).exp()
         cumulative = weights.cumsum(-1)
@@ -174,7 +178,9 @@ class TerminationHead(nn.Module):
         logit = self.out(hidden)[..., 0]
         return logit if logit.dtype == torch.float64 else logit.float()
 
-    def log_prob(self, hidden: Float[Tensor, "*batch width"], terminated: Bool[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def log_prob(
+        self, hidden: Float[Tensor, "*batch width"], terminated: Bool[Tensor, "*batch"]
+    ) -> Float[Tensor, "*batch"]:
         """Log-probability of having ended or not, in nats."""
         logit = self.logit(hidden)
         return torch.where(terminated, F.logsigmoid(logit), F.logsigmoid(-logit))

@@ -96,8 +96,8 @@ def jacobi(
         done = done | (change.amax(1) < tolerance)
         if bool(done.all()):
             return Solution(x, sweep)
-        # Slot j reads token j - 1. Before this sweep the first `sweep - 1` tokens were exact, so slots up to `sweep - 1`
-        # read final values and leave final keys; committing one more would leave the cache one sweep stale.
+        # Slot j reads token j - 1. Before this sweep the first `sweep - 1` tokens were exact, so the slots up to
+        # `sweep - 1` read final values and leave final keys; one more would leave the cache one sweep stale.
         if sweep - committed >= commit_at_least:
             kept = new.slots(0, sweep - committed)
             past = kept if past is None else past.append(kept)

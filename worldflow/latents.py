@@ -75,9 +75,7 @@ class LatentData:
         )
 
 
-def sample_frames(
-    dataset: Dataset, most: int, *, generator: torch.Generator, run_length: int = 16
-) -> np.ndarray:
+def sample_frames(dataset: Dataset, most: int, *, generator: torch.Generator, run_length: int = 16) -> np.ndarray:
     """Frames `(frame, row, column, channel)` of training episodes: all of them, or a random `most`, in short runs."""
     episodes = dataset.episodes("train")
     counts = dataset.lengths[episodes] + 1
@@ -101,9 +99,7 @@ def encode_dataset(
     lengths = np.asarray(dataset.lengths, dtype=np.int64)
     first = np.concatenate(([0], np.cumsum(lengths + 1)))
     grid, dim = codec.config.grid, codec.config.token_dim
-    codes = np.lib.format.open_memmap(
-        path, mode="w+", dtype=np.float32, shape=(int(first[-1]), grid[0] * grid[1], dim)
-    )
+    codes = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(int(first[-1]), grid[0] * grid[1], dim))
     actions, rewards, terminated, waiting, done = [], [], [], [], 0
     for number in range(len(dataset)):
         episode = dataset.episode(number)

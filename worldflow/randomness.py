@@ -7,7 +7,7 @@ same numbers to a model on a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,21 +18,34 @@ __all__ = ["normal", "uniform"]
 
 
 def normal(
-    shape: tuple[int, ...], generator: Generators, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    shape: tuple[int, ...],
+    generator: Generators,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Standard normal numbers, float32 ones cast to `dtype`; the first axis of `shape` is the batch."""
     return _draw(torch.randn, shape, generator, device=device, dtype=dtype)
 
 
 def uniform(
-    shape: tuple[int, ...], generator: Generators, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    shape: tuple[int, ...],
+    generator: Generators,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Uniform numbers in [0, 1); the first axis of `shape` is the batch."""
     return _draw(torch.rand, shape, generator, device=device, dtype=dtype)
 
 
 def _draw(
-    function, shape: tuple[int, ...], generator: Generators, *, device: torch.device | str, dtype: torch.dtype | None  # noqa: ANN001
+    function: Callable[..., Tensor],
+    shape: tuple[int, ...],
+    generator: Generators,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
 ) -> Tensor:
     dtype = dtype or torch.get_default_dtype()
     if isinstance(generator, Sequence):

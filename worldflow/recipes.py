@@ -21,7 +21,7 @@ class TrainConfig:
     """How to train a world; also the options of `worldflow train`."""
 
     preset: Preset = "base"
-    """Size of the model: tiny for minutes on a laptop, base for an hour on a CPU or minutes on a GPU, large for a GPU."""
+    """Size of the model: tiny for minutes on a laptop, base for an hour on a CPU or minutes on a GPU, large for GPU."""
     codec: Literal["latent", "patch"] = "latent"
     """Model a learned code of the frames, or the pixels themselves."""
     noise_std: float | None = None

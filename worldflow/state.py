@@ -58,7 +58,9 @@ class WorldState:
     def replace(self, rows: Sequence[int], new: WorldState) -> WorldState:
         """The same state with some rows exchanged for the rows of `new`, in order."""
         index = torch.as_tensor(rows, dtype=torch.int64, device=self.count.device)
-        return WorldState(**{name: old.index_copy(0, index, new.tensors()[name]) for name, old in self.tensors().items()})
+        return WorldState(
+            **{name: old.index_copy(0, index, new.tensors()[name]) for name, old in self.tensors().items()}
+        )
 
     @staticmethod
     def cat(states: Sequence[WorldState]) -> WorldState:

@@ -93,7 +93,7 @@ class ActionEncoder(nn.Module):
         flat = actions.reshape(*batch, self.spec.size)
         if not self.spec.is_discrete:
             if not bool(torch.isfinite(flat).all()):
-                raise ValueError("actions hold NaN or infinite numbers; check the policy or the data set that gave them")
+                raise ValueError("actions hold NaN or infinite numbers; check the policy or data set that gave them")
             return (flat.to(self.mean.dtype) - self.mean) / self.std
         parts = []
         for i, (choices, first) in enumerate(zip(self.spec.choices, self.spec.first, strict=True)):
@@ -151,7 +151,9 @@ class WorldModel(nn.Module):
         x = self.codec.encode(torch.as_tensor(frames).to(self.device)).to(self.dtype)
         return x + self.config.codec.noise_std * normal(tuple(x.shape), generator, device=self.device, dtype=self.dtype)
 
-    def encode_actions(self, actions: Shaped[Tensor | np.ndarray, "batch time *action"]) -> Float[Tensor, "batch time feature"]:
+    def encode_actions(
+        self, actions: Shaped[Tensor | np.ndarray, "batch time *action"]
+    ) -> Float[Tensor, "batch time feature"]:
         """Feature vectors of raw actions."""
         return self.actions(torch.as_tensor(actions).to(self.device))
 
@@ -180,7 +182,8 @@ class WorldModel(nn.Module):
         """
         frames = torch.as_tensor(frames)
         if frames.dim() != 5:
-            raise ValueError(f"frames must have shape (batch, past + 1, row, column, channel), got {tuple(frames.shape)}")
+            expected = "(batch, past + 1, row, column, channel)"
+            raise ValueError(f"frames must have shape {expected}, got {tuple(frames.shape)}")
         B, T = frames.shape[:2]
         if past_actions is None:
             if T > 1:
@@ -214,7 +217,8 @@ class WorldModel(nn.Module):
             temperature: Scale of the frame's noise; below 1 draws nearer to the mode.
             decode: False leaves the frame in the flow's latent: `frame` is None and `log_prob.frame` is the density of
                 `latent`, without the shallow blocks' part.
-            method, tolerance: How to invert the flow, and how closely.
+            method: How to invert the flow.
+            tolerance: How closely.
 
         Returns:
             The transition and the state after it.
@@ -227,11 +231,10 @@ class WorldModel(nn.Module):
             shape = (len(state), *self.config.data.action.shape)
             raise ValueError(f"action must have shape {shape}, got {tuple(action.shape)}")
         B = len(state)
-        z = normal((B, self.config.flow.num_tokens, self.config.flow.latent_dim), generator, device=self.device, dtype=self.dtype)
+        shape = (B, self.config.flow.num_tokens, self.config.flow.latent_dim)
+        z = normal(shape, generator, device=self.device, dtype=self.dtype)
         chances = uniform((B, 4), generator, device=self.device, dtype=self.dtype)
-        drawn = self.flow.draw(
-            state, self.encode_actions(action), temperature * z, method=method, tolerance=tolerance
-        )
+        drawn = self.flow.draw(state, self.encode_actions(action), temperature * z, method=method, tolerance=tolerance)
         frame, frame_log_prob = None, drawn.log_prob
         if decode:
             x, log_det = self._to_frame_latent(drawn.u, method=method)
@@ -317,7 +320,8 @@ class WorldModel(nn.Module):
         Args:
             frames: Recorded frames.
             actions: Recorded actions.
-            rewards, terminated: Recorded outcomes; a part not given counts zero nats.
+            rewards: Recorded rewards; None counts zero nats.
+            terminated: Recorded terminations; None counts zero nats.
             generator: Draws the codes' noise.
             hide_actions: Score `p(. | past)` instead of `p(. | past, action)`.
 
@@ -356,7 +360,9 @@ class WorldModel(nn.Module):
         nothing = torch.zeros_like(frame)
         return LogProb(
             frame=frame,
-            reward=nothing if rewards is None else self.reward.log_prob(hidden, torch.as_tensor(rewards).to(self.device)),
+            reward=nothing
+            if rewards is None
+            else self.reward.log_prob(hidden, torch.as_tensor(rewards).to(self.device)),
             terminated=nothing
             if terminated is None
             else self.termination.log_prob(hidden, torch.as_tensor(terminated).to(self.device)),
@@ -392,7 +398,9 @@ class WorldModel(nn.Module):
         _, log_det = self.flow.to_deep(x[:, None])
         return x, log_det[:, 0].sum(-1)
 
-    def _transition(self, drawn: DrawnFrame, frame: Tensor | None, frame_log_prob: Tensor, chances: Tensor) -> Transition:
+    def _transition(
+        self, drawn: DrawnFrame, frame: Tensor | None, frame_log_prob: Tensor, chances: Tensor
+    ) -> Transition:
         termination_prob = self.termination.logit(drawn.hidden).sigmoid()
         terminated = chances[:, 0] < termination_prob
         reward = self.reward.sample(drawn.hidden, chances[:, 1:])
