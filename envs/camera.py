@@ -253,7 +253,8 @@ class RayCamera:
                 rough = np.arange(len(rays))
             else:
                 rough = self._outline(hits.geom, hits.normal, color, np.ones(len(rays), np.bool_))
-            for block in np.array_split(rough, 1 + len(rough) // _BLOCK):
+            for first in range(0, len(rough), _BLOCK):
+                block = rough[first : first + _BLOCK]
                 _paint(color, block, self._smooth(data, rays.origin, block, color))
             self._backdrop = _Backdrop(pose=pose, hits=hits, color=color)
         return self._backdrop
