@@ -297,9 +297,8 @@ def _cell(cell: Cell, spec: str) -> str:
     number = _number(cell)
     if number is None:
         return "–"  # noqa: RUF001
-    if spec == _PLAIN and number.is_integer() and abs(number) < 1e15:
-        return f"{number:,.0f}"
-    return format(number, spec).replace("-", "−")  # noqa: RUF001
+    is_whole = spec == _PLAIN and number.is_integer() and abs(number) < 1e15
+    return format(number, ",.0f" if is_whole else spec).replace("-", "−")  # noqa: RUF001
 
 
 def _format(formats: Mapping[str, str] | None, name: str, names: Iterable[str]) -> str:

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from worldflow.atomic import replacing, write_bytes
+
+
+def test_writes_and_makes_folders(tmp_path: Path) -> None:
+    path = write_bytes(tmp_path / "a" / "b" / "file.bin", b"new")
+    assert path.read_bytes() == b"new"
+    assert [p.name for p in path.parent.iterdir()] == ["file.bin"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_failure_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    path = write_bytes(tmp_path / "file.txt", b"old")
+    with pytest.raises(error), replacing(path) as temporary:
+        assert temporary.suffix == ".txt" and temporary.parent == tmp_path
+        temporary.write_bytes(b"half")
+        assert path.read_bytes() == b"old"
+        raise error
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_unwritable_places_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match=r"cannot write .*below: .*free some space or choose another folder"):
+        write_bytes(tmp_path / "file" / "below", b"x")
+    with pytest.raises(IsADirectoryError, match="add a file name"):
+        write_bytes(tmp_path, b"x")
+    with pytest.raises(OSError, match="cannot write"), replacing(tmp_path / "nothing"):
+        pass
