@@ -128,17 +128,20 @@ class RayCamera:
         self._pixel = 2.0 * float(np.tan(np.radians(view.fovy) / 2.0)) / height  # side of a pixel at distance 1
         column = (np.arange(width, dtype=np.float64) + 0.5 - width / 2) * self._pixel
         row = (height / 2 - np.arange(height, dtype=np.float64) - 0.5) * self._pixel
-        self._across, self._along = (axis.ravel() for axis in np.meshgrid(column, row))
-        origin = np.array(view.position, np.float64)
+        across, along = (axis.ravel() for axis in np.meshgrid(column, row))
         self._center = np.array((width, height)) / 2
-        self._rays = self._through(origin, self._across, self._along, share=self._pixel)
-        self._lattice = _lattice(outline_rays) * self._pixel
+        self._rays = self._through(across, along, share=self._pixel)
+        lattice = _lattice(outline_rays)[..., None] * self._pixel
+        around = (lattice[0] + across).ravel(), (lattice[1] + along).ravel()  # all pixels, then all again, ...
+        self._around = self._through(*around, share=self._pixel / np.sqrt(1 + outline_rays))
+        self._num_around = outline_rays
 
         self._surfaces = Surfaces(model, look=look or Look())
         self._sky = self._surfaces.sky(self._rays)
         kinds = mujoco.mjtGeom
         creased = [int(kind) for kind in (kinds.mjGEOM_CYLINDER, kinds.mjGEOM_BOX, kinds.mjGEOM_MESH)]
         self._is_creased = np.append(np.isin(model.geom_type, creased), False)  # the last is the sky's, geom -1
+        self._has_creases = bool(self._is_creased.any())
         moves = model.body_weldid[model.geom_bodyid] != 0
         drawn = (model.geom_group < _NUM_DRAWN_GROUPS) & (_alpha(model) > 0)
         self._moving, self._static = np.flatnonzero(moves & drawn), np.flatnonzero(~moves & drawn)
@@ -193,20 +196,16 @@ class RayCamera:
             return self._rays
         origin = np.array(self.view.position, np.float64)
         origin += self._follow * data.xpos[self._body]
-        rays = self._rays
-        return Rays(
-            origin=origin, direction=rays.direction, angle=rays.angle, right=rays.right, up=rays.up, planes=rays.planes
-        )
+        return self._rays.moved(origin)
 
-    def _through(
-        self, origin: NDArray[np.float64], across: NDArray[np.float64], along: NDArray[np.float64], *, share: float
-    ) -> Rays:
+    def _through(self, across: NDArray[np.float64], along: NDArray[np.float64], *, share: float) -> Rays:
         """Rays through points of the image plane at distance 1, each standing for a square of side `share` there."""
         shortening = 1.0 / np.sqrt(1.0 + across * across + along * along)
         across, along = across * shortening, along * shortening
         axes = zip(self._forward, self._right, self._up, strict=True)
         # Not a matrix product: BLAS may round differently on another machine.
         direction = np.stack([shortening * forward + across * right + along * up for forward, right, up in axes])
+        origin = np.array(self.view.position, np.float64)
         return Rays(origin=origin, direction=direction, angle=shortening * share, right=self._right, up=self._up)
 
     def _hits(self, model: MjModel, data: MjData, rays: Rays, *, with_static: bool = True) -> RayHits:
@@ -285,7 +284,7 @@ class RayCamera:
     ) -> NDArray[np.intp]:
         """Pixels that show another geom or face than a neighbor, in another color, one of the two in `among`."""
         image, among = geom.reshape(self.height, self.width), among.reshape(self.height, self.width)
-        creased = among & self._is_creased.take(image, mode="wrap") if self._is_creased.any() else None
+        creased = among & self._is_creased.take(image, mode="wrap") if self._has_creases else None
         outline = np.zeros(len(geom), np.bool_)
         everything, after, before = slice(None), slice(1, None), slice(None, -1)
         for here, there, step in (
@@ -322,12 +321,11 @@ class RayCamera:
 
         Of everything, in front of the finished backdrop `behind (3, pixel)`; without it, of what stands still.
         """
-        center, count = color.take(pixels, axis=1), self._lattice.shape[1]
+        center, count = color.take(pixels, axis=1), self._num_around
         if center.size == 0 or count == 0:
             return center
-        across = (self._lattice[0][:, None] + self._across.take(pixels)).ravel()
-        along = (self._lattice[1][:, None] + self._along.take(pixels)).ravel()
-        rays = self._through(origin, across, along, share=self._pixel / np.sqrt(1 + count))
+        shift = np.arange(count)[:, None] * len(self._rays)
+        rays = self._around.take((shift + pixels).ravel()).moved(origin)
         if behind is None:
             hits = self._hits(self._static_model, data, rays)
             shown = np.flatnonzero(hits.geom >= 0)

@@ -83,6 +83,17 @@ class Rays:
         direction, angle = self.direction.take(index, axis=1), self.angle.take(index)
         return Rays(origin=self.origin, direction=direction, angle=angle, right=self.right, up=self.up, planes=planes)
 
+    def moved(self, origin: NDArray[np.float64]) -> Rays:
+        """The same directions from another point."""
+        return Rays(
+            origin=origin,
+            direction=self.direction,
+            angle=self.angle,
+            right=self.right,
+            up=self.up,
+            planes=self.planes,
+        )
+
     def on_plane(self, axes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Rows `(5, ray)`: the direction in a plane's frame, and the pixel's width along the plane's x and y.
 
@@ -160,11 +171,15 @@ class Surfaces:
         color = self._rgb.take(hits.geom, axis=1, mode="wrap")
         for plane, checker in self._checkers.items():
             on = np.flatnonzero(hits.geom == plane)
-            if len(on):
-                some, distance = (rays, hits.distance) if len(on) == len(rays) else (rays.take(on), hits.distance[on])
-                mix = _checker_mix(checker, data.geom_xpos[plane], data.geom_xmat[plane], some, distance)
-                for channel, even, odd in zip(color, checker.even, checker.odd, strict=True):
-                    channel[on] = odd + mix * (even - odd)
+            if len(on) == 0:
+                continue
+            if len(on) == len(rays):  # a floor alone, drawn anew in every frame: spare the copies
+                some, distance, where = rays, hits.distance, slice(None)
+            else:
+                some, distance, where = rays.take(on), hits.distance.take(on), on
+            mix = _checker_mix(checker, data.geom_xpos[plane], data.geom_xmat[plane], some, distance)
+            for channel, even, odd in zip(color, checker.even, checker.odd, strict=True):
+                channel[where] = odd + mix * (even - odd)
         color *= light
         np.minimum(color, 1.0, out=color)
         if self.look.haze is not None:

@@ -67,7 +67,7 @@ TASKS: Mapping[str, PixelTask] = {
     "Pusher": PixelTask(
         env_id="Pusher-v5",
         # From across the table, so that the arm does not hide the object it pushes.
-        view=View(position=(0.3, 1.0, 1.3), target=(0.3, -0.3, -0.15), fovy=46.0),
+        view=View(position=(0.3, 1.0, 1.3), target=(0.3, -0.3, -0.15), fovy=50.0),
         look=Look(
             colors={
                 "table": (0.78, 0.72, 0.62),
@@ -85,7 +85,7 @@ TASKS: Mapping[str, PixelTask] = {
         view=View(
             position=(0.0, -3.0, 0.7),
             target=(0.0, 0.0, 0.7),
-            fovy=45.0,
+            fovy=48.0,
             body="torso",
             follow=(True, False, False),
         ),
