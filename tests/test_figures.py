@@ -143,10 +143,18 @@ def test_roc_names_the_area() -> None:
 
 def test_auroc_table_reads_right() -> None:
     axes = panel(MAKERS["auroc"]())
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["NLL", "frame difference"]  # baseline last
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["NLL", "frame\ndifference"]  # baseline last
     assert [label.get_text() for label in axes.get_yticklabels()] == ["gravity", "teleport"]
     assert texts(axes) == ["0.97", "0.60", "-", "-"]
     assert [text.get_fontweight() for text in axes.texts] == ["bold", "normal", "normal", "normal"]
+
+
+def test_wide_auroc_table_keeps_its_headings_apart() -> None:
+    names = ["surprise", "frame", "frame, 8-step mean", "action", "reward", "reconstruction", "frame difference"]
+    figure = figures.auroc_figure({"actuator gain": dict.fromkeys(names, 0.5)})
+    assert figure.get_size_inches()[0] <= look.WIDTH
+    boxes = [label.get_window_extent() for label in panel(figure).get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_training_draws_both_series_and_skips_gaps() -> None:

@@ -126,6 +126,14 @@ def test_table_formats_aligns_and_marks_the_best() -> None:
     assert re.findall(r"<th( class=\"number\")?>", report.html()) == ["", *[' class="number"'] * 3]
 
 
+def test_cells_may_be_anything() -> None:
+    report = Report("t")
+    report.keyvalues(
+        {"a": (1, 2), "b": True, "c": np.float32(0.5), "d": np.int64(7), "e": np.float32("nan"), "f": None}
+    )
+    assert re.findall(r"<dd>(.*?)</dd>", report.html()) == ["(1, 2)", "True", "0.5", "7", "–", "–"]  # noqa: RUF001
+
+
 def test_best_in_row() -> None:
     report = Report("t")
     report.table(["p", "x", "y"], [["a", 0.9, 0.8], ["b", 0.1, 0.7], ["c", None, 0.3]], best_in_row=max)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -231,7 +232,9 @@ def auroc_figure(
     if not columns or np.any((values < 0) | (values > 1)):
         raise ValueError("table must hold an AUROC between 0 and 1 for each perturbation and statistic")
     with style():
-        figure, axes = new_figure(1.9 + 1.15 * len(columns), 0.9 + 0.42 * len(rows), title=title)
+        heads = [textwrap.fill(name, 14) for name in columns]  # as much as fits over a cell
+        height = 0.15 + 0.17 * max(head.count("\n") + 1 for head in heads) + (0.35 if title else 0.0)
+        figure, axes = new_figure(min(WIDTH, 1.9 + 1.15 * len(columns)), height + 0.42 * len(rows), title=title)
         color_map = LinearSegmentedColormap.from_list("detects", ["#E8963C", "#FFFFFF", "#0072B2"])
         axes.imshow(np.ma.masked_invalid(values), cmap=color_map, vmin=0.0, vmax=1.0, aspect="auto")
         for i, j in np.ndindex(*values.shape):
@@ -241,7 +244,7 @@ def auroc_figure(
                 j, i, f"{values[i, j]:.2f}" if np.isfinite(values[i, j]) else "-", ha="center", va="center",
                 color="white" if values[i, j] > 0.85 else INK, fontweight="bold" if is_best else "normal",
             )  # fmt: skip
-        axes.set_xticks(range(len(columns)), columns)
+        axes.set_xticks(range(len(columns)), heads)
         axes.set_yticks(range(len(rows)), rows)
         axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False, colors=INK)
         axes.grid(visible=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import io
 import math
+import numbers
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
-    Cell = str | int | float | None
+    Cell = object  # a number, a string, None; anything else as str() shows it
     Best = Callable[[Iterable[float]], float]
 
 __all__ = ["Report"]
@@ -75,16 +76,16 @@ class Report:
             elif lines:
                 self._add(f"<p>{_inline(' '.join(lines))}</p>")
 
-    def headline(self, numbers: Mapping[str, Cell], *, formats: Mapping[str, str] | None = None) -> None:
+    def headline(self, values: Mapping[str, Cell], *, formats: Mapping[str, str] | None = None) -> None:
         """Add a few numbers in large type, each over its name.
 
         Args:
-            numbers: From name to value.
+            values: From name to value.
             formats: From name to a format specification such as `.1f`; `.3g` by default.
         """
         tiles = (
-            f"<div><b>{_escape(_cell(value, _format(formats, name, numbers)))}</b><span>{_escape(name)}</span></div>"
-            for name, value in numbers.items()
+            f"<div><b>{_escape(_cell(value, _format(formats, name, values)))}</b><span>{_escape(name)}</span></div>"
+            for name, value in values.items()
         )
         self._add(f'<div class="headline">{"".join(tiles)}</div>')
 
@@ -139,14 +140,14 @@ class Report:
             groups.append([(i, list(headers).index(name)) for i in range(len(rows))])
             picks.append(pick)
         for places, pick in zip(groups, picks, strict=True):
-            numbers = {place: number for place in places if (number := _number(rows[place[0]][place[1]])) is not None}
-            if pick and len(numbers) > 1:
-                best = pick(numbers.values())
-                i, j = next(place for place, number in numbers.items() if number == best)
-                for k, m in numbers:
+            known = {place: number for place in places if (number := _number(rows[place[0]][place[1]])) is not None}
+            if pick and len(known) > 1:
+                best = pick(known.values())
+                i, j = next(place for place, number in known.items() if number == best)
+                for k, m in known:
                     bold[k][m] = bold[k][m] or shown[k][m] == shown[i][j]
         is_number = [
-            all(_number(row[j]) is not None or row[j] is None or isinstance(row[j], float) for row in rows)
+            all(_number(row[j]) is not None or _cell(row[j], _PLAIN) == _cell(None, _PLAIN) for row in rows)
             for j in range(len(headers))
         ]
         kinds = [' class="number"' if flag else "" for flag in is_number]
@@ -284,19 +285,18 @@ def _inline(text: str) -> str:
     )
 
 
-def _number(cell: Cell) -> float | None:
-    """The cell's value where it is a number one can compare."""
-    if isinstance(cell, str) or cell is None or isinstance(cell, bool) or math.isnan(cell):
-        return None
-    return float(cell)
+def _number(cell: object) -> float | None:
+    """The cell's value where it is a number one can compare; NumPy's count."""
+    if isinstance(cell, numbers.Real) and not isinstance(cell, bool) and not math.isnan(cell):
+        return float(cell)
+    return None
 
 
-def _cell(cell: Cell, spec: str) -> str:
-    if isinstance(cell, (str, bool)):
-        return str(cell)
+def _cell(cell: object, spec: str) -> str:
     number = _number(cell)
     if number is None:
-        return "–"  # noqa: RUF001
+        is_missing = cell is None or (isinstance(cell, numbers.Real) and not isinstance(cell, bool))
+        return "–" if is_missing else str(cell)  # noqa: RUF001
     is_whole = spec == _PLAIN and number.is_integer() and abs(number) < 1e15
     return format(number, ",.0f" if is_whole else spec).replace("-", "−")  # noqa: RUF001
 
