@@ -5,16 +5,23 @@ Importing registers the ids, with string entry points, so that nothing is loaded
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from gymnasium.envs.registration import register
 
 from worldflow.envs.camera import Look, RayCamera, RayHits, View
 from worldflow.envs.perturb import ANOMALIES, Anomaly, Perturb
 from worldflow.envs.tasks import TASKS, PixelObservation, PixelTask, PixelTaskEnv
 
+if TYPE_CHECKING:
+    from worldflow.envs.learned import LearnedEnv, LearnedVectorEnv
+
 __all__ = [
     "ANOMALIES",
     "TASKS",
     "Anomaly",
+    "LearnedEnv",
+    "LearnedVectorEnv",
     "Look",
     "Perturb",
     "PixelObservation",
@@ -38,3 +45,12 @@ register(
     entry_point="worldflow.envs.learned:LearnedEnv",
     vector_entry_point="worldflow.envs.learned:LearnedVectorEnv",
 )
+
+
+def __getattr__(name: str) -> Any:
+    """The learned environments, which bring torch, once they are asked for."""
+    if name in ("LearnedEnv", "LearnedVectorEnv"):
+        from worldflow.envs import learned
+
+        return getattr(learned, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
