@@ -63,7 +63,8 @@ def cell_positions(grid: tuple[int, int], *, base: int) -> Float[Tensor, "token 
     """
     rows, columns = grid
     scale = base / math.sqrt(rows * columns)
-    row, column = torch.meshgrid(torch.arange(rows) * scale, torch.arange(columns) * scale, indexing="ij")
+    lines = (torch.arange(n, dtype=torch.float64) * scale for n in (rows, columns))
+    row, column = torch.meshgrid(*lines, indexing="ij")
     return torch.stack((row, column, torch.zeros_like(row)), dim=-1).flatten(0, 1)
 
 

@@ -1,0 +1,324 @@
+"""The flow is an exact, causal density: against NumPy loops, autograd Jacobians, gradients, and its own inverses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from builders import tiny_flow
+from naive_flow import NaiveFlow
+from torch import Tensor
+
+from worldflow.flow import FlowConfig, VideoFlow
+from worldflow.jacobi import Method
+from worldflow.state import WorldState
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "actions and draft": {},
+    "no draft": {"draft": False},
+    "no actions": {"action_dim": 0},
+    "released layout": {"action_dim": 0, "draft": False},
+    "no soft clip": {"soft_clip": None, "scale": 0.7},
+    "three shallow blocks": {"shallow_layers": (1, 2, 1)},
+    "wide grid": {"grid": (1, 3), "latent_dim": 2},
+    "window of one frame": {"window": 1},
+}
+
+
+@pytest.fixture(params=LAYOUTS.values(), ids=list(LAYOUTS))
+def flow(request: pytest.FixtureRequest) -> VideoFlow:
+    return tiny_flow(**request.param)
+
+
+def clips(flow: VideoFlow, batch: int, frames: int, *, seed: int = 1) -> tuple[Tensor, Tensor | None]:
+    """Random latents and action features in the flow's precision."""
+    config = flow.config
+    generator = torch.Generator().manual_seed(seed)
+    dtype = flow.deep.start.dtype
+    x = torch.randn(batch, frames, config.num_tokens, config.latent_dim, generator=generator, dtype=torch.float64)
+    if not config.action_dim:
+        return x.to(dtype), None
+    actions = torch.randn(batch, frames, config.action_dim, generator=generator, dtype=torch.float64)
+    return x.to(dtype), actions.to(dtype)
+
+
+def part(actions: Tensor | None, *index: Any) -> Tensor | None:
+    return None if actions is None else actions[index]
+
+
+def test_maps_are_far_from_the_identity(flow: VideoFlow) -> None:
+    # Otherwise the tests below would prove little.
+    x, actions = clips(flow, 2, 4)
+    out = flow(x, actions)
+    scale = out.log_det.abs().mean() / flow.config.latent_dim
+    assert (out.u - x).abs().mean() > 0.2
+    assert (out.z - out.u).abs().mean() > 0.2
+    assert scale > 0.1
+    if out.draft is not None:
+        assert out.draft.abs().mean() > 0.2
+
+
+@torch.no_grad()
+def test_equals_loops_in_numpy(flow: VideoFlow) -> None:
+    x, actions = clips(flow, 2, 5)
+    hide = torch.tensor([False, True])
+    out = flow(x, actions, hide_actions=hide)
+    naive = NaiveFlow(flow)
+    for row in range(2):
+        shown = None if actions is None else actions[row].numpy()
+        expected = naive(x[row].numpy(), shown, is_hidden=bool(hide[row]))
+        # Both in float64, sums of at most a thousand terms of order one: 1e-9 is a thousand times their rounding.
+        for name in ("log_prob", "z", "u", "draft", "hidden"):
+            found, wanted = getattr(out, name), getattr(expected, name)
+            assert (found is None) == (wanted is None)
+            if found is not None:
+                torch.testing.assert_close(found[row], torch.from_numpy(wanted), rtol=1e-9, atol=1e-9)
+
+
+def test_log_det_is_that_of_the_jacobian(flow: VideoFlow) -> None:
+    x, actions = clips(flow, 1, 3)
+    for hide in (torch.tensor([False]), torch.tensor([True])):
+        out = flow(x, actions, hide_actions=hide)
+
+        def to_noise(v: Tensor, hide: Tensor = hide) -> Tensor:
+            return flow(v, actions, hide_actions=hide).z
+
+        jacobian = torch.autograd.functional.jacobian(to_noise, x)
+        assert isinstance(jacobian, Tensor)
+        matrix = jacobian.reshape(x.numel(), x.numel())
+        sign, log_det = torch.linalg.slogdet(matrix)
+        assert sign == 1
+        # The determinant of a matrix of some 36 rows: rounding of 1e-15 times its condition, which is below 1e4.
+        torch.testing.assert_close(out.log_det.sum(), log_det, rtol=0, atol=1e-9)
+        normal = torch.distributions.Normal(0.0, 1.0).log_prob(out.z).sum()
+        torch.testing.assert_close(out.log_prob.sum(), normal + log_det, rtol=0, atol=1e-9)
+
+
+def test_likelihood_of_a_frame_depends_on_nothing_later(flow: VideoFlow) -> None:
+    x, actions = clips(flow, 1, 5)
+    x.requires_grad_()
+    inputs = [x] if actions is None else [x, actions.requires_grad_()]
+    log_prob = flow(x, actions).log_prob[0]
+    for t in range(5):
+        gradients = torch.autograd.grad(log_prob[t], inputs, retain_graph=True)
+        by_frame = gradients[0][0].abs().sum((-2, -1))
+        assert (by_frame[t + 1 :] == 0).all()
+        nearest = range(max(0, t - 1), t + 1) if actions is None or flow.config.window > 1 else [t]
+        assert all(by_frame[k] > 1e-6 for k in nearest)
+        if actions is not None:
+            by_action = gradients[1][0].abs().sum(-1)  # actions[t] led to frame t
+            assert (by_action[t + 1 :] == 0).all()
+            assert by_action[0] == 0
+            assert t == 0 or by_action[t] > 1e-6
+
+
+def test_shallow_blocks_stay_inside_a_frame(flow: VideoFlow) -> None:
+    x, _ = clips(flow, 1, 3)
+    jacobian = torch.autograd.functional.jacobian(lambda v: flow.to_deep(v)[0].sum((0, 2, 3)), x)
+    assert isinstance(jacobian, Tensor)
+    reach = jacobian[:, 0].abs().sum((-2, -1)) > 0  # (frame of u, frame of x)
+    assert (reach == torch.eye(3, dtype=torch.bool)).all()
+
+
+@pytest.mark.parametrize("action_dim", [0, 2])
+def test_draft_sees_the_past_only(action_dim: int) -> None:
+    flow = tiny_flow(action_dim=action_dim)
+    x, actions = clips(flow, 1, 5)
+    x.requires_grad_()
+    inputs = [x] if actions is None else [x, actions.requires_grad_()]
+    draft = flow(x, actions).draft
+    assert draft is not None
+    for t in range(1, 5):
+        gradients = torch.autograd.grad(draft[0, t].square().sum(), inputs, retain_graph=True)
+        by_frame = gradients[0][0].abs().sum((-2, -1))
+        assert (by_frame[t:] == 0).all()
+        assert (by_frame[max(0, t - 2) : t] > 1e-6).all()
+        if actions is not None:
+            by_action = gradients[1][0].abs().sum(-1)
+            assert by_action[t] > 1e-6
+            assert (by_action[t + 1 :] == 0).all()
+    x.grad = None
+    first = torch.autograd.grad(draft[0, 0].square().sum(), inputs, allow_unused=True)
+    assert all(g is None or not g.any() for g in first)
+
+
+@pytest.mark.parametrize(
+    ("layout", "extra"),
+    [
+        ({"draft": False}, 0),
+        ({"draft": False, "action_dim": 0}, 1),  # the slot in front of a frame is the last token before it
+        ({"draft_layers": 2}, 2 * (3 - 1) + 2),  # drafts see as many frames again, and read two frames back
+    ],
+)
+def test_attention_reaches_as_far_as_its_window(layout: dict[str, Any], extra: int) -> None:
+    layers, window = 2, 3
+    options = {name: value for name, value in layout.items() if name != "draft_layers"}
+    flow = tiny_flow(window=window, deep_layers=layers, **options)
+    reach = layers * (window - 1) + extra
+    x, actions = clips(flow, 1, reach + 4)
+    x.requires_grad_()
+    last = reach + 3
+    (gradient,) = torch.autograd.grad(flow(x, actions).log_prob[0, last], [x])
+    by_frame = gradient[0].abs().sum((-2, -1))
+    assert (by_frame[: last - reach] == 0).all()
+    assert (by_frame[last - reach :] > 1e-12).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["sequential", "jacobi"])
+def test_drawing_inverts_scoring(flow: VideoFlow, method: Method) -> None:
+    x, actions = clips(flow, 3, 6)
+    out = flow(x, actions)
+    state = flow.initial_state(3)
+    # Solved to 1e-12 in float64; errors feed back over six frames through maps that stretch up to a hundredfold.
+    for t in range(6):
+        drawn = flow.draw(state, part(actions, slice(None), t), out.z[:, t], method=method, tolerance=1e-12)
+        torch.testing.assert_close(drawn.u, out.u[:, t], rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(drawn.hidden, out.hidden[:, t], rtol=1e-8, atol=1e-8)
+        found = flow.from_deep(drawn.u, method=method, tolerance=1e-12)
+        torch.testing.assert_close(found, x[:, t], rtol=1e-8, atol=1e-8)
+        _, shallow = flow.to_deep(x[:, t : t + 1])
+        total = drawn.log_prob + shallow[:, 0].sum(-1)
+        torch.testing.assert_close(total, out.log_prob[:, t], rtol=1e-8, atol=1e-8)
+        assert drawn.sweeps <= flow.config.num_tokens
+        state = drawn.state
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [0.3, 1.0])
+def test_jacobi_agrees_with_sequential_in_float32(scale: float) -> None:
+    flow = tiny_flow(grid=(4, 4), latent_dim=4, dtype=torch.float32, scale=scale)
+    x, actions = clips(flow, 4, 8)
+    state = flow(x, actions, keep_state=True).state
+    assert state is not None
+    z = torch.randn(4, 16, 4, generator=torch.Generator().manual_seed(3))
+    action = part(actions, slice(None), 0)
+    reference = flow.draw(state, action, z, method="sequential")
+    drawn = flow.draw(state, action, z, method="jacobi", tolerance=1e-5)
+    # The demand on samplers: 1e-4 of the largest value.
+    assert (drawn.u - reference.u).abs().max() <= 1e-4 * reference.u.abs().max()
+    slow, fast = flow.from_deep(reference.u, method="sequential"), flow.from_deep(reference.u)
+    assert (slow - fast).abs().max() <= 1e-4 * slow.abs().max()
+
+
+@torch.no_grad()
+def test_cache_rolls_on_for_many_windows(flow: VideoFlow) -> None:
+    x, actions = clips(flow, 2, 20)
+    hide = torch.tensor([False, True])
+    whole = flow(x, actions, hide_actions=hide)
+    state, at = None, 0
+    for count in (1, 4, 2, 7, 1, 5):
+        piece = slice(at, at + count)
+        out = flow(x[:, piece], part(actions, slice(None), piece), hide_actions=hide, state=state, keep_state=True)
+        state, at = out.state, at + count
+        # The same sums in another order, in float64.
+        torch.testing.assert_close(out.log_prob, whole.log_prob[:, piece], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(out.hidden, whole.hidden[:, piece], rtol=1e-10, atol=1e-10)
+    assert at == 20
+    assert state is not None
+    assert state.count.tolist() == [20, 20]
+
+
+@torch.no_grad()
+def test_rows_of_any_age_live_in_one_batch(flow: VideoFlow) -> None:
+    ages, steps = (0, 1, 2, 3, 9), 5
+    x, actions = clips(flow, len(ages), max(ages) + steps)
+    whole = flow(x, actions)
+    states = []
+    for row, age in enumerate(ages):
+        rows = slice(row, row + 1)
+        if age == 0:
+            states.append(flow.initial_state(1))
+            continue
+        state = flow(x[rows, :age], part(actions, rows, slice(0, age)), keep_state=True).state
+        assert state is not None
+        states.append(state)
+    joined = WorldState.cat(states)
+    # Mix the rows every way there is: join, repeat, pick, and exchange.
+    order = [4, 0, 2, 1, 3]
+    mixed = joined.repeat(2)[[2 * i for i in order]]
+    mixed = mixed.replace([1, 3], joined[[0, 1]]).replace([0], joined[4])
+    future = torch.stack([x[i, ages[i] : ages[i] + steps] for i in order])
+    led = None if actions is None else torch.stack([actions[i, ages[i] : ages[i] + steps] for i in order])
+    out = flow(future, led, state=mixed)
+    for row, i in enumerate(order):
+        expected = whole.log_prob[i, ages[i] : ages[i] + steps]
+        torch.testing.assert_close(out.log_prob[row], expected, rtol=1e-10, atol=1e-10)
+    drawn = flow.draw(mixed, None if led is None else led[:, 0], out.z[:, 0], tolerance=1e-12)
+    torch.testing.assert_close(drawn.u, out.u[:, 0], rtol=1e-8, atol=1e-8)
+
+
+@torch.no_grad()
+def test_states_are_never_written() -> None:
+    flow = tiny_flow()
+    x, actions = clips(flow, 2, 4)
+    state = flow(x, actions, keep_state=True).state
+    assert state is not None and actions is not None
+    before = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    flow.draw(state, actions[:, 0], x[:, 0])
+    flow(x, actions, state=state)
+    assert all(torch.equal(before[name], tensor) for name, tensor in state.tensors().items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("draft", "seed"), [(False, 0), (True, 2)])
+def test_density_integrates_to_one(draft: bool, seed: int) -> None:
+    # Of 4000 draws the largest number is 12.5, and no scale is below 0.24: a square of +-18 in steps of 0.2 loses less
+    # than 1e-6, and the trapezoidal rule, wrong by 2 exp(-2 (pi sigma / h)^2) for a Gaussian of width sigma, nothing.
+    line = torch.linspace(-18, 18, 181, dtype=torch.float64)
+    points, area = torch.cartesian_prod(line, line), (line[1] - line[0]) ** 2
+    action = torch.full((len(points), 2, 1), 0.7, dtype=torch.float64)
+
+    # Two frames of one number: the density of the whole clip.
+    flow = tiny_flow(grid=(1, 1), latent_dim=1, action_dim=1, draft=draft, deep_layers=1, seed=seed, width=16)
+    both = flow(points[:, :, None, None], action).log_prob.sum(1)
+    assert abs(float(both.exp().sum() * area) - 1) < 1e-5
+
+    # Two tokens of one number: a frame alone, and after another one.
+    flow = tiny_flow(grid=(1, 2), latent_dim=1, action_dim=1, draft=draft, deep_layers=1, seed=seed, width=16)
+    first = torch.tensor([[[[0.3], [-1.1]]]], dtype=torch.float64)
+    state = flow(first, action[:1, :1], keep_state=True).state
+    assert state is not None
+    frame = points[:, None, :, None]
+    alone = flow(frame, action[:, :1]).log_prob[:, 0]
+    after = flow(frame, action[:, :1], state=state.repeat(len(points))).log_prob[:, 0]
+    assert (alone - after).abs().max() > 0.1
+    assert abs(float(alone.exp().sum() * area) - 1) < 1e-5
+    assert abs(float(after.exp().sum() * area) - 1) < 1e-5
+
+
+def test_hidden_actions_do_not_matter_and_shown_ones_do() -> None:
+    flow = tiny_flow()
+    x, actions = clips(flow, 2, 4)
+    assert actions is not None
+    hide = torch.tensor([True, False])
+    with torch.no_grad():
+        one, other = (flow(x, a, hide_actions=hide).log_prob for a in (actions, actions + 1))
+    assert torch.equal(one[0], other[0])
+    assert ((one[1] - other[1]).abs()[1:] > 1e-6).all()
+    assert one[1, 0] == other[1, 0]
+
+
+def test_every_parameter_gets_a_gradient(flow: VideoFlow) -> None:
+    x, actions = clips(flow, 2, 5)
+    out = flow(x, actions, hide_actions=torch.tensor([False, True]))
+    (out.log_prob.sum() + out.hidden.sum()).backward()
+    idle = [name for name, p in flow.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not idle
+
+
+def test_says_what_is_wrong_with_shapes_and_sizes() -> None:
+    flow = tiny_flow()
+    x, actions = clips(flow, 1, 3)
+    assert actions is not None
+    with pytest.raises(ValueError, match=r"x must have shape \(batch, time, 4, 3\), got \(1, 3, 4, 2\)"):
+        flow(x[..., :2], actions)
+    with pytest.raises(ValueError, match=r"actions must have shape \(1, 3, 2\), got none"):
+        flow(x)
+    with pytest.raises(ValueError, match=r"actions must have shape \(1, 3, 2\), got \(1, 2, 2\)"):
+        flow(x, actions[:, :2])
+    with pytest.raises(ValueError, match="even number of blocks"):
+        FlowConfig(latent_dim=1, grid=(1, 1), shallow_layers=(1, 1))
+    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
+        FlowConfig(latent_dim=1, grid=(1, 1), window=0)
