@@ -13,6 +13,14 @@ def test_writes_and_makes_folders(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["file.bin"]
 
 
+def test_a_reader_of_the_old_file_is_not_disturbed(tmp_path: Path) -> None:
+    path = write_bytes(tmp_path / "file", b"old")
+    with path.open("rb", buffering=0) as reader:
+        write_bytes(path, b"new")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"new"
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_failure_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
     path = write_bytes(tmp_path / "file.txt", b"old")

@@ -48,9 +48,13 @@ def test_strips_by_name_keep_square_pixels() -> None:
     figure = strip_figure({"a": REAL[0], "b": REAL[1], "c": REAL[2]}, every=4, title="Rollouts")
     assert labels(figure)[0] == ["a", "b", "c"]
     figure.draw_without_rendering()
-    box, shown = figure.axes[0].get_window_extent(), picture(figure)
-    # The place reserved for the picture has its proportions, to a pixel of rounding in 900.
-    assert box.width / box.height == pytest.approx(shown.shape[1] / shown.shape[0], rel=2e-3)
+    place, (width, height), shown = (
+        figure.axes[0].get_position(original=True),
+        figure.get_size_inches(),
+        picture(figure),
+    )
+    ratio = place.width * width / (place.height * height)  # of the place reserved for the picture
+    assert ratio == pytest.approx(shown.shape[1] / shown.shape[0], rel=1e-9)
 
 
 def test_bad_input_is_named() -> None:
