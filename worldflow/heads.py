@@ -131,7 +131,7 @@ class RewardHead(nn.Module):
         density = torch.logsumexp(torch.cat((parts, tail[..., None]), dim=-1), dim=-1) - reward.abs().log1p()
         if not num_atoms:
             return density
-        is_atom = reward[..., None] == self.atoms.to(weights.dtype)
+        is_atom = reward.float()[..., None] == self.atoms.float()  # rewards are recorded in float32
         mass = torch.logsumexp(torch.where(is_atom, weights[..., :num_atoms], -torch.inf), dim=-1)
         return torch.where(is_atom.any(-1), mass, density)
 
