@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from worldflow import video
+from worldflow import palette, video
 
 
 def few_colors(time: int = 7, rows: int = 13, columns: int = 17) -> np.ndarray:
@@ -51,7 +51,7 @@ def test_gif_of_one_frame(tmp_path: Path) -> None:
 
 
 def test_gif_of_as_many_colors_as_fit_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video, "_NUM_PALETTE_PIXELS", 50)  # what would be looked at is not all there is
+    monkeypatch.setattr(palette, "_NUM_PALETTE_PIXELS", 50)  # what would be looked at is not all there is
     grays = np.arange(255, dtype=np.uint8)  # one gray level apart: a palette that is merely close shows
     frames = np.stack([grays.reshape(15, 17, 1), grays[::-1].reshape(15, 17, 1)])
     back = video.read_video(video.write_video(frames, tmp_path / "grays.gif"))

@@ -2,10 +2,6 @@
 
 A clip is `uint8 (time, row, column, channel)` with 1 or 3 channels. Frames of a world model are small, so everything
 that shows them enlarges them by a whole factor, pixel by pixel, and never smooths.
-
-A GIF holds 256 colors. All frames share one palette here (a palette a frame flickers and costs 768 bytes each), and
-there is no dithering (noise neither compresses nor shows what the model drew). A clip of at most 255 colors is stored
-exactly. The last entry is transparent: the encoder uses it for pixels that stay as they were.
 """
 
 from __future__ import annotations
@@ -13,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +22,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from worldflow.atomic import write_bytes
+from worldflow.palette import indexed_frames
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
@@ -52,7 +49,6 @@ _MIME_TYPES = {
 }
 _PAPER, _INK, _FAINT_INK = (255, 255, 255), (31, 41, 55), (107, 114, 128)
 _FONT_SIZE, _FONT_SIZE_MIN = 13, 10
-_NUM_PALETTE_PIXELS = 1_000_000  # looked at to choose a palette
 
 
 def write_video(
@@ -375,44 +371,14 @@ def _sniff(data: bytes) -> str | None:
     return None
 
 
-def _palette(rgb: np.ndarray, *, num_colors: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most `num_colors` colors `(color, 3)`, and a table from packed 24-bit colors to the index of the nearest."""
-    packed = _pack(rgb).ravel()
-    is_used = np.zeros(1 << 24, bool)
-    is_used[packed] = True
-    used = np.flatnonzero(is_used)
-    colors = np.stack([used >> 16, used >> 8 & 255, used & 255], axis=1).astype(np.uint8)
-    table = np.zeros(1 << 24, np.uint8)
-    if len(used) <= num_colors:
-        table[used] = np.arange(len(used), dtype=np.uint8)
-        return colors, table
-    pixels = rgb.reshape(-1, 3)
-    pixels = pixels[:: -(-len(pixels) // _NUM_PALETTE_PIXELS)]
-    sheet = Image.fromarray(np.ascontiguousarray(pixels[None]))
-    chosen = sheet.quantize(num_colors, method=Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
-    palette = np.array(chosen.getpalette(), np.uint8).reshape(-1, 3)[:num_colors]
-    # Pillow's own assignment rounds colors to a coarse grid first; the nearest entry, exactly, is a matrix product.
-    entries = palette.astype(np.float32)
-    for part in np.array_split(np.arange(len(used)), -(-len(used) // 50_000)):
-        distance = np.square(entries).sum(axis=1) - 2 * colors[part].astype(np.float32) @ entries.T
-        table[used[part]] = distance.argmin(axis=1)
-    return palette, table
-
-
-def _pack(rgb: np.ndarray) -> np.ndarray:
-    wide = rgb.astype(np.int32)
-    return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
-
-
 def _encode_gif(rgb: np.ndarray, *, fps: float, num_colors: int, tolerance: int) -> bytes:
     if not 2 <= num_colors <= 255:
         raise ValueError(f"num_colors must lie between 2 and 255 (a GIF's last one is transparent), got {num_colors}")
     hundredths = round(100 / fps)
     if not 2 <= hundredths <= 65_535:
         raise ValueError(f"a GIF shows 0.0016 to 50 frames a second (browsers slow faster ones down), got {fps}")
-    palette, table = _palette(rgb, num_colors=num_colors)
     return _encode(
-        _pal8(rgb, palette, table, tolerance=tolerance),
+        indexed_frames(rgb, num_colors=num_colors, tolerance=tolerance),
         size=rgb.shape[1:3],
         container="gif",
         codec="gif",
@@ -420,16 +386,6 @@ def _encode_gif(rgb: np.ndarray, *, fps: float, num_colors: int, tolerance: int)
         rate=Fraction(100, hundredths),
         container_options={"loop": "0"},
     )
-
-
-def _pal8(rgb: np.ndarray, palette: np.ndarray, table: np.ndarray, *, tolerance: int) -> Iterator[av.VideoFrame]:
-    entries = np.zeros((256, 4), np.uint8)  # alpha, red, green, blue
-    entries[: len(palette), 0], entries[: len(palette), 1:] = 255, palette
-    shown = table[_pack(rgb[0])]
-    for frame in rgb:
-        error = np.abs(palette[shown].astype(np.int16) - frame).max(axis=-1)
-        shown = np.where(error <= tolerance, shown, table[_pack(frame)])
-        yield av.VideoFrame.from_ndarray((shown, entries), format="pal8")  # pyright: ignore[reportArgumentType]
 
 
 def _encode_mp4(rgb: np.ndarray, *, fps: float) -> bytes:
