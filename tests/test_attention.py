@@ -40,7 +40,10 @@ def test_rotation_far_into_an_episode_is_exact_in_float32() -> None:
     far = torch.tensor([[0.0, 0.0, 123_457.0]], dtype=torch.float64)
     # Angles computed in float32 would be off by 123457 * 6e-8 = 7e-3; the result itself is rounded to 1e-7.
     found = rotary(far, dtype=torch.float32).to(torch.complex128)
-    torch.testing.assert_close(found, rotary(far, dtype=torch.float64), rtol=0, atol=2e-7)
+    exact = rotary(far, dtype=torch.float64)
+    torch.testing.assert_close(found, exact, rtol=0, atol=2e-7)
+    for cast in (torch.float32, torch.bfloat16):
+        assert torch.equal(RotaryPositions(16).to(cast)(far, dtype=torch.float64), exact)
 
 
 def test_scores_depend_on_distance_only() -> None:

@@ -11,6 +11,7 @@ scoring in chunks, and one-frame steps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -87,6 +88,13 @@ class RotaryPositions(nn.Module):
             first += count
         self.register_buffer("frequencies", table, persistent=False)
         self.frequencies: Tensor
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryPositions:
+        """Move with the model, but stay in float64 whatever it is cast to."""
+        exact = self.frequencies
+        super()._apply(fn, recurse)
+        self.frequencies = exact.to(self.frequencies.device)
+        return self
 
     def forward(self, positions: Float[Tensor, "*batch slot 3"], *, dtype: torch.dtype) -> Tensor:
         """`exp(i angle)` of every angle, complex `(*batch, slot, head_dim / 2)` in the precision of `dtype`.

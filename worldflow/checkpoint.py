@@ -12,6 +12,7 @@ import json
 import os
 import types
 import typing
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -140,7 +141,7 @@ def _contexts(path: Path) -> Contexts | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path) as bank:
+        with path.open("rb") as file, np.load(file) as bank:
             return Contexts(frames=torch.from_numpy(bank["frames"]), actions=torch.from_numpy(bank["actions"]))
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         raise ValueError(f"cannot read {path}: {error}; restore it or train again") from error
