@@ -198,7 +198,7 @@ class LearnedVectorEnv(VectorEnv["NDArray[np.uint8]", Any, np.ndarray]):
         super().__init__()
         self.num_envs = whole("num_envs", num_envs)
         self.render_mode = _checked_render_mode(render_mode)
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.autoreset_mode = _checked_autoreset_mode(autoreset_mode)
         self.metadata = {**_METADATA, "autoreset_mode": self.autoreset_mode}
         self._episodes = ImaginedEpisodes(
             world, self.num_envs, contexts=contexts, horizon=horizon, temperature=temperature, device=device
@@ -382,6 +382,14 @@ def _checked_render_mode(mode: str | None) -> str | None:
     if mode not in (None, *_METADATA["render_modes"]):
         raise ValueError(f"render_mode must be 'rgb_array' or None, got {mode!r}")
     return mode
+
+
+def _checked_autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
+    try:
+        return AutoresetMode(mode)
+    except ValueError:
+        names = [one.value for one in AutoresetMode]
+        raise ValueError(f"autoreset_mode must be one of {names}, got {mode!r}") from None
 
 
 def _batched(info: Mapping[str, np.ndarray], rows: Sequence[int] | np.ndarray, num_envs: int) -> dict[str, Any]:
