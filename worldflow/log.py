@@ -12,6 +12,7 @@ __all__ = ["METRICS", "TrainLog", "read_log"]
 METRICS = {
     "codec/loss": "reconstruction error, weighted by the distance from the mean frame ([-1, 1] units, squared)",
     "codec/psnr": "plain reconstruction quality through a noisy code, dB (peak 2 in [-1, 1] units)",
+    "codec/gradient_norm": "norm of the codec's gradient before clipping",
     "codec/frames_per_second": "frames trained on per second",
     "flow/above_floor": "NLL of a frame above what the codes' noise costs, nats per dimension",
     "flow/draft_error": "mean squared error of the draft, in units of u",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from worldflow.codec import CodecConfig
 from worldflow.flow import FlowConfig
@@ -70,11 +70,24 @@ class TrainConfig:
     """Where to train; auto takes a GPU if there is one."""
 
     def __post_init__(self) -> None:
-        for name in ("codec_steps", "steps", "codec_batch", "batch", "codec_frames", "eval_clips", "contexts"):
-            if getattr(self, name) < 1:
+        for name, choices in (("preset", get_args(Preset)), ("codec", ("latent", "patch"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name in (
+            "codec_steps",
+            "steps",
+            "codec_batch",
+            "batch",
+            "length",
+            "codec_frames",
+            "eval_clips",
+            "contexts",
+        ):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.minutes is not None and not self.minutes > 0:
-            raise ValueError(f"minutes must be above 0, got {self.minutes}")
+        for name in ("minutes", "noise_std"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if not 0 <= self.action_dropout < 1:
             raise ValueError(f"action_dropout must be in [0, 1), got {self.action_dropout}")
         if not 0 < self.codec_share < 1:
@@ -82,11 +95,7 @@ class TrainConfig:
 
 
 def world_config(train: TrainConfig, data: DataSpec, reward: RewardSupport) -> WorldConfig:
-    """Sizes of a world for a data set.
-
-    Raises:
-        ValueError: If the preset is unknown.
-    """
+    """Sizes of a world for a data set."""
     sizes = {
         "tiny": {
             "shallow_layers": (1,),
@@ -116,14 +125,12 @@ def world_config(train: TrainConfig, data: DataSpec, reward: RewardSupport) -> W
             "window": 16,
         },
     }
-    if train.preset not in sizes:
-        raise ValueError(f"preset must be one of {', '.join(sizes)}, got {train.preset!r}")
     is_patch = train.codec == "patch"
     codec = CodecConfig(
         kind=train.codec,
         frame_shape=data.frame_shape,
         latent_dim=16 if train.preset != "large" else 32,
-        width={"tiny": 96, "base": 128, "large": 256}[train.preset],
+        width={"tiny": 128, "base": 128, "large": 256}[train.preset],
         blocks={"tiny": 1, "base": 2, "large": 3}[train.preset],
         noise_std=train.noise_std or (0.05 if is_patch else 0.3),
     )

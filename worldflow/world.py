@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from worldflow.actions import ActionEncoder
 from worldflow.codec import CodecConfig, build_codec
 from worldflow.flow import DrawnFrame, FlowConfig, VideoFlow
 from worldflow.heads import RewardHead, RewardSupport, TerminationHead
 from worldflow.jacobi import Method
 from worldflow.randomness import normal, uniform
 from worldflow.state import WorldState
-from worldflow.types import ActionSpec, DataSpec, Dream, Generators, LogProb, Transition
+from worldflow.types import DataSpec, Dream, Generators, LogProb, Transition
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Shaped, UInt8
 
-__all__ = ["ActionEncoder", "Contexts", "WorldConfig", "WorldModel"]
+__all__ = ["Contexts", "WorldConfig", "WorldModel"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,49 +62,6 @@ class Contexts:
 
     def __len__(self) -> int:
         return len(self.frames)
-
-
-class ActionEncoder(nn.Module):
-    """Raw actions to feature vectors: standardized components, or one-hot choices side by side.
-
-    Args:
-        spec: What an action is.
-    """
-
-    def __init__(self, spec: ActionSpec) -> None:
-        super().__init__()
-        self.spec = spec
-        self.register_buffer("mean", torch.zeros(spec.size))
-        self.register_buffer("std", torch.ones(spec.size))
-        self.mean: Tensor
-        self.std: Tensor
-
-    def forward(self, actions: Shaped[Tensor, "*batch action_shape"]) -> Float[Tensor, "*batch feature"]:
-        """Feature vectors.
-
-        Raises:
-            ValueError: If the shape is wrong, a number is not finite, or a choice does not exist.
-        """
-        shape = self.spec.shape
-        if actions.dim() < len(shape) or tuple(actions.shape[actions.dim() - len(shape) :]) != shape:
-            expected = ", ".join(map(str, shape))
-            raise ValueError(f"actions must have shape (..., {expected}), got {tuple(actions.shape)}")
-        batch = actions.shape[: actions.dim() - len(shape)]
-        flat = actions.reshape(*batch, self.spec.size)
-        if not self.spec.is_discrete:
-            if not bool(torch.isfinite(flat).all()):
-                raise ValueError("actions hold NaN or infinite numbers; check the policy or data set that gave them")
-            return (flat.to(self.mean.dtype) - self.mean) / self.std
-        parts = []
-        for i, (choices, first) in enumerate(zip(self.spec.choices, self.spec.first, strict=True)):
-            index = flat[..., i].long() - first
-            if bool(((index < 0) | (index >= choices)).any()):
-                raise ValueError(
-                    f"discrete actions must lie in {first}..{first + choices - 1}, "
-                    f"got {int(flat[..., i].min())}..{int(flat[..., i].max())}"
-                )
-            parts.append(F.one_hot(index, choices))
-        return torch.cat(parts, dim=-1).to(self.mean.dtype)
 
 
 class WorldModel(nn.Module):

@@ -1,0 +1,124 @@
+"""Rollout measures: only held-out clips, aligned with what was imagined, and the baselines as written down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import tiny_spec, tiny_world
+
+from worldflow.data import Dataset
+from worldflow.envs.recorder import Recorder
+from worldflow.evaluate import held_out_clips, imagine_clips, rollout_report
+from worldflow.metrics import decibels
+from worldflow.types import Episode
+
+LENGTHS = (9, 12, 4, 11, 8, 10)
+PAST, HORIZON = 2, 4
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Noise with the episode's number in the first pixel and the time in the second; episode 1 is held out."""
+    spec = tiny_spec()
+    folder = tmp_path_factory.mktemp("data") / "noise"
+    space = {"type": "Box", "dtype": "uint8", "shape": [16, 16, 3]}
+    low, high = np.zeros((16, 16, 3), int).tolist(), np.full((16, 16, 3), 255).tolist()
+    recorder = Recorder(
+        folder, observation_space=json.dumps({**space, "low": low, "high": high}), action_space=spec.action_space
+    )
+    generator = np.random.default_rng(0)
+    for number, length in enumerate(LENGTHS):
+        frames = generator.integers(0, 256, (length + 1, 16, 16, 3)).astype(np.uint8)
+        frames[:, 0, 0, 0], frames[:, 0, 0, 1] = number, np.arange(length + 1)
+        episode = Episode(
+            frames=frames,
+            actions=generator.uniform(-1, 1, (length, 2)).astype(np.float32),
+            rewards=generator.normal(size=length).astype(np.float32),
+            terminated=np.arange(length) == length - 1,
+            truncated=np.zeros(length, bool),
+        )
+        recorder.add(episode, seed=number)
+    recorder.finish()
+    return Dataset(folder)
+
+
+def test_clips_are_held_out_whole_and_reach_the_end(dataset: Dataset) -> None:
+    clips = held_out_clips(dataset, past=PAST, horizon=HORIZON, num_clips=99)
+    held_out = set(dataset.episodes("held_out").tolist())
+    assert set(clips.episode.tolist()) == held_out & {e for e in range(len(LENGTHS)) if LENGTHS[e] >= PAST + HORIZON}
+    assert bool(clips.valid.all())
+    assert bool(clips.terminated[:, -1].any())  # else the model's terminations would never be tested
+    assert torch.equal(clips.frames[:, 0, 0, 0, 1].long(), clips.start)
+
+
+def test_clips_depend_on_the_seed_alone(dataset: Dataset) -> None:
+    first, again, other = (
+        held_out_clips(dataset, past=PAST, horizon=HORIZON, num_clips=3, seed=seed).start.tolist() for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_no_episode_long_enough_is_an_error(dataset: Dataset) -> None:
+    with pytest.raises(ValueError, match="no held-out episode has 40 transitions .* the longest has 12"):
+        held_out_clips(dataset, past=20, horizon=20, num_clips=1)
+
+
+def test_report_measures_what_was_imagined(dataset: Dataset) -> None:
+    world = tiny_world(window=PAST + 1)
+    report = rollout_report(world, dataset, horizon=HORIZON, num_clips=4, seed=3)
+    clips = report.clips
+    dream = imagine_clips(world, clips, past=PAST, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(dream.frames, report.dream.frames)
+
+    real = clips.frames[:, PAST + 1 :].double()
+    error = (dream.frames[0].double() - real).square().mean((0, 2, 3, 4)).numpy()
+    np.testing.assert_allclose(report.model.mean, decibels(error), rtol=1e-12)
+    copied = (clips.frames[:, PAST : PAST + 1].double() - real).square().mean((0, 2, 3, 4)).numpy()
+    np.testing.assert_allclose(report.copy_last.mean, decibels(copied), rtol=1e-12)
+
+    rewards = clips.rewards[:, PAST:]
+    train = np.concatenate([dataset.episode(int(i)).rewards for i in dataset.episodes("train")])
+    expected = (rewards - float(train.mean())).square().mean().sqrt()
+    assert report.reward.constant == pytest.approx(float(expected), rel=1e-6)
+    assert report.reward.model == pytest.approx(
+        float((dream.reward_means[0] - rewards).square().mean().sqrt()), rel=1e-6
+    )
+
+
+def test_imagining_uses_the_recorded_actions(dataset: Dataset) -> None:
+    world = tiny_world(window=PAST + 1)
+    clips = held_out_clips(dataset, past=PAST, horizon=HORIZON, num_clips=2)
+    dream = imagine_clips(world, clips, past=PAST, generator=torch.Generator().manual_seed(0))
+    direct = world.imagine(
+        clips.frames[:, : PAST + 1],
+        clips.actions[:, :PAST],
+        clips.actions[:, PAST:],
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert torch.equal(dream.frames, direct.frames)
+
+
+def test_demo_writes_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from worldflow.demo import DemoConfig, demo
+
+    out = demo(
+        DemoConfig(
+            out=str(tmp_path / "demo"), episodes=8, minutes=0.04, horizon=3, rollouts=4, scored=1, speed_seconds=0.2
+        )
+    )
+    summary = json.loads((out / "summary.json").read_text())
+    assert len(summary["psnr"]["model"]) == len(summary["psnr"]["copy_last"]) == 3
+    assert set(summary["reward_error"]) == {"model", "constant"}
+    assert set(summary["auroc"]) == {"gravity", "actuator_gain", "teleport", "sensor_noise", "frozen_frame"}
+    assert all(0 <= value <= 1 for row in summary["auroc"].values() for value in row.values())
+    assert set(summary["env_steps_per_second"]) == {"1", "16"}
+    assert {"collect", "train", "step", "imagine", "score", "report", "total"} == set(summary["seconds"])
+    page = (out / "report.html").read_text()
+    assert "data:image/gif" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "PSNR (dB)" in capsys.readouterr().out

@@ -1,0 +1,72 @@
+"""What the flow is trained on.
+
+Per dimension of a frame's latent, averaged over the valid frames of a clip:
+
+    loss = -log p(x~_t | x~_<t, a) / dim + draft_weight |draft_t - u_t|^2 + head_weight (reward NLL + termination NLL)
+
+with `x~ = x + noise_std * eps` drawn anew for every clip. The first term is taken above the noise's own cost, so it can
+be compared between noise levels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worldflow.latents import LatentBatch
+from worldflow.randomness import normal
+from worldflow.recipes import TrainConfig
+from worldflow.world import WorldModel
+
+__all__ = ["FlowLoss", "flow_loss"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowLoss:
+    """The loss of a batch and its parts, each a mean over valid transitions (scalars)."""
+
+    total: Tensor
+    above_floor: Tensor
+    draft_error: Tensor
+    reward_nll: Tensor
+    termination_nll: Tensor
+
+
+def flow_loss(
+    world: WorldModel, batch: LatentBatch, *, generator: torch.Generator | None, config: TrainConfig, swap: bool = False
+) -> FlowLoss:
+    """The flow's loss on clips of codes.
+
+    Args:
+        world: The world.
+        batch: Clips.
+        generator: Draws the codes' noise and which clips hide their actions.
+        config: Weights of the parts.
+        swap: Give each clip its neighbor's actions, to see whether they matter.
+    """
+    device = world.device
+    B = len(batch.valid)
+    x = batch.x.to(device)
+    x = x + world.config.codec.noise_std * normal(tuple(x.shape), generator, device=device, dtype=x.dtype)
+    hide = torch.rand(B, generator=generator).to(device) < config.action_dropout if world.training else None
+    features = world.encode_actions(batch.actions)
+    features = features.roll(1, 0) if swap else features
+    features = torch.cat((features.new_zeros(B, 1, features.shape[-1]), features), dim=1)
+    out = world.flow(x, features, hide_actions=hide)
+    valid = batch.valid.to(device)
+    is_frame = torch.cat((valid[:, :1] | True, valid), dim=1)
+
+    def mean(values: Tensor, mask: Tensor) -> Tensor:
+        return (values * mask).sum() / mask.sum()
+
+    above = mean(world.above_floor(out.log_prob), is_frame)
+    draft = out.log_prob.new_zeros(())
+    if out.draft is not None:
+        draft = mean((out.draft - out.u.detach()).square().mean((-2, -1))[:, 1:], valid)
+    hidden = out.hidden[:, 1:]
+    reward = mean(-world.reward.log_prob(hidden, batch.rewards.to(device)), valid)
+    termination = mean(-world.termination.log_prob(hidden, batch.terminated.to(device)), valid)
+    total = above + config.draft_weight * draft + config.head_weight * (reward + termination)
+    return FlowLoss(total=total, above_floor=above, draft_error=draft, reward_nll=reward, termination_nll=termination)
