@@ -1,4 +1,46 @@
-"""worldflow: learn a simulator from recorded trajectories, then step it, plan in it, score with it."""
+"""worldflow: learn a simulator from recorded trajectories, then step it, plan in it, score with it.
+
+`worldflow.train` and `worldflow.score` are the functions; the modules that define them are reached by
+`from worldflow.train import ...` and `from worldflow.score import ...`.
+"""
+
+from worldflow.calibration import Alarms, Detector, calibrate
+from worldflow.checkpoint import load, save
+from worldflow.data import Dataset, check_compatible, read_episodes, windows
+from worldflow.index import SplitRule
+from worldflow.recipes import TrainConfig, world_config
+from worldflow.score import EpisodeScores, score
+from worldflow.state import WorldState
+from worldflow.train import train
+from worldflow.types import ActionSpec, Clip, DataSpec, Dream, Episode, LogProb, Transition
+from worldflow.world import WorldConfig, WorldModel
 
 __version__ = "0.1.0"
-__all__ = ["__version__"]
+__all__ = [
+    "ActionSpec",
+    "Alarms",
+    "Clip",
+    "DataSpec",
+    "Dataset",
+    "Detector",
+    "Dream",
+    "Episode",
+    "EpisodeScores",
+    "LogProb",
+    "SplitRule",
+    "TrainConfig",
+    "Transition",
+    "WorldConfig",
+    "WorldModel",
+    "WorldState",
+    "__version__",
+    "calibrate",
+    "check_compatible",
+    "load",
+    "read_episodes",
+    "save",
+    "score",
+    "train",
+    "windows",
+    "world_config",
+]
