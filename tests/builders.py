@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -10,12 +12,22 @@ import torch
 from torch import nn
 
 from worldflow.codec import CodecConfig
+from worldflow.envs.recorder import Recorder
 from worldflow.flow import FlowConfig, VideoFlow
 from worldflow.heads import RewardSupport
-from worldflow.types import ActionSpec, DataSpec
+from worldflow.types import ActionSpec, DataSpec, Episode
 from worldflow.world import Contexts, WorldConfig, WorldModel
 
-__all__ = ["box_space", "discrete_space", "random_actions", "randomize", "tiny_flow", "tiny_spec", "tiny_world"]
+__all__ = [
+    "box_space",
+    "discrete_space",
+    "random_actions",
+    "randomize",
+    "tiny_flow",
+    "tiny_spec",
+    "tiny_world",
+    "write_dataset",
+]
 
 Action = Literal["box", "discrete", "multi_discrete", "scalar"]
 
@@ -192,3 +204,38 @@ def random_actions(spec: ActionSpec, batch: tuple[int, ...], *, generator: torch
         return (draw * choices).long() + torch.tensor(spec.first).reshape(spec.shape)
     low, high = (torch.tensor(bound).reshape(spec.shape) for bound in (spec.low, spec.high))
     return (low + draw * (high - low)).to(getattr(torch, spec.dtype))
+
+
+def write_dataset(
+    path: Path, *, lengths: Sequence[int], size: int = 16, channels: int = 3, action: Action = "box", seed: int = 0
+) -> Path:
+    """A data set in Minari's layout: a bright square that actions move over a dim background; reward is its row."""
+    spec = tiny_spec(size=size, channels=channels, action=action)
+    recorder = Recorder(path, observation_space=spec.observation_space, action_space=spec.action_space)
+    generator = torch.Generator().manual_seed(seed)
+    side = max(2, size // 4)
+    for number, length in enumerate(lengths):
+        actions = random_actions(spec.action, (length,), generator=generator)
+        place = torch.randint(0, size - side + 1, (2,), generator=generator)
+        frames, rewards = torch.full((length + 1, size, size, channels), 40, dtype=torch.uint8), torch.zeros(length)
+        for t in range(length + 1):
+            row, column = place.tolist()
+            frames[t, row : row + side, column : column + side] = 200 + number % 50
+            if t > 0:
+                rewards[t - 1] = row / size
+            if t < length:
+                numbers = actions[t].float().reshape(-1)
+                move = torch.stack((numbers[0], numbers[-1])).mul(side).round().long()
+                place = (place + move).clamp(0, size - side)
+        recorder.add(
+            Episode(
+                frames=frames.numpy(),
+                actions=actions.numpy(),
+                rewards=rewards.numpy(),
+                terminated=(torch.arange(length) == length - 1).numpy() & (number % 2 == 0),
+                truncated=(torch.arange(length) == length - 1).numpy() & (number % 2 == 1),
+            ),
+            seed=number,
+        )
+    recorder.finish()
+    return path

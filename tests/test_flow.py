@@ -264,16 +264,16 @@ def test_states_are_never_written() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(("draft", "seed"), [(False, 0), (True, 2)])
 def test_density_integrates_to_one(draft: bool, seed: int) -> None:
-    # Of 4000 draws the largest number is 12.5, and no scale is below 0.24: a square of +-18 in steps of 0.2 loses less
-    # than 1e-6, and the trapezoidal rule, wrong by 2 exp(-2 (pi sigma / h)^2) for a Gaussian of width sigma, nothing.
-    line = torch.linspace(-18, 18, 181, dtype=torch.float64)
+    # Of 4000 draws the largest number is 12.5: a square of +-18 loses less than 1e-6. The trapezoidal rule errs by
+    # 2 exp(-2 (pi sigma / h)^2) for a Gaussian of width sigma; few scales are below h = 0.25, none below 0.16 (1e-3).
+    line = torch.linspace(-18, 18, 145, dtype=torch.float64)
     points, area = torch.cartesian_prod(line, line), (line[1] - line[0]) ** 2
     action = torch.full((len(points), 2, 1), 0.7, dtype=torch.float64)
 
     # Two frames of one number: the density of the whole clip.
     flow = tiny_flow(grid=(1, 1), latent_dim=1, action_dim=1, draft=draft, deep_layers=1, seed=seed, width=16)
     both = flow(points[:, :, None, None], action).log_prob.sum(1)
-    assert abs(float(both.exp().sum() * area) - 1) < 1e-5
+    assert abs(float(both.exp().sum() * area) - 1) < 1e-4
 
     # Two tokens of one number: a frame alone, and after another one.
     flow = tiny_flow(grid=(1, 2), latent_dim=1, action_dim=1, draft=draft, deep_layers=1, seed=seed, width=16)
@@ -284,8 +284,8 @@ def test_density_integrates_to_one(draft: bool, seed: int) -> None:
     alone = flow(frame, action[:, :1]).log_prob[:, 0]
     after = flow(frame, action[:, :1], state=state.repeat(len(points))).log_prob[:, 0]
     assert (alone - after).abs().max() > 0.1
-    assert abs(float(alone.exp().sum() * area) - 1) < 1e-5
-    assert abs(float(after.exp().sum() * area) - 1) < 1e-5
+    assert abs(float(alone.exp().sum() * area) - 1) < 1e-4
+    assert abs(float(after.exp().sum() * area) - 1) < 1e-4
 
 
 def test_hidden_actions_do_not_matter_and_shown_ones_do() -> None:

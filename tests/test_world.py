@@ -11,11 +11,12 @@ import torch
 from builders import random_actions, tiny_spec, tiny_world
 from torch import Tensor
 
+from worldflow.actions import ActionEncoder
 from worldflow.codec import CodecConfig
 from worldflow.flow import FlowConfig
 from worldflow.heads import RewardSupport
 from worldflow.types import ActionSpec, Transition
-from worldflow.world import ActionEncoder, WorldConfig, WorldModel
+from worldflow.world import WorldConfig, WorldModel
 
 Action = Literal["box", "discrete", "multi_discrete", "scalar"]
 

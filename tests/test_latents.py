@@ -1,0 +1,78 @@
+"""Windows of codes are the codes of windows: the same alignment and padding as reading frames from disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import write_dataset
+
+from worldflow.codec import CodecConfig, PatchCodec
+from worldflow.data import Dataset, gather
+from worldflow.index import window_index
+from worldflow.latents import LatentData, encode_dataset, sample_frames
+
+LENGTHS = (7, 1, 12, 3, 5)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    return Dataset(write_dataset(tmp_path / "data", lengths=LENGTHS, size=8))
+
+
+def encoded(dataset: Dataset, path: Path, *, chunk: int) -> tuple[LatentData, list[int], PatchCodec]:
+    codec = PatchCodec(CodecConfig(kind="patch", frame_shape=dataset.spec.frame_shape, patch_size=4))
+    progress: list[int] = []
+    for done in encode_dataset(dataset, codec, path, device=torch.device("cpu"), chunk=chunk):
+        if isinstance(done, LatentData):
+            return done, progress, codec
+        progress.append(done)
+    raise AssertionError("no encoded data set came")
+
+
+@pytest.mark.parametrize("chunk", [1, 10, 1000])
+@pytest.mark.parametrize("length", [1, 4, 9])
+def test_gathers_what_reading_frames_gathers(dataset: Dataset, tmp_path: Path, length: int, chunk: int) -> None:
+    latents, progress, codec = encoded(dataset, tmp_path / "codes.npy", chunk=chunk)
+    assert progress[-1] == sum(LENGTHS) + len(LENGTHS) == len(latents.x)
+    assert progress == sorted(set(progress))
+    lengths = np.asarray(dataset.lengths, dtype=np.int64)
+    every = np.array([(e, s) for e, n in enumerate(LENGTHS) for s in range(n)])
+    for index in (every, window_index(lengths, length)):
+        batch, clip = latents.gather(index, length), gather(dataset, index, length)
+        assert torch.equal(batch.valid, clip.valid)
+        assert torch.equal(codec.decode(batch.x), clip.frames)
+        assert torch.equal(batch.actions, clip.actions)
+        assert torch.equal(batch.rewards, clip.rewards)
+        assert torch.equal(batch.terminated, clip.terminated)
+    assert not latents.gather(every, 9).valid.all()  # there was padding to compare
+
+
+def test_codes_live_on_disk(dataset: Dataset, tmp_path: Path) -> None:
+    latents, _, _ = encoded(dataset, tmp_path / "codes.npy", chunk=10)
+    assert isinstance(latents.x, np.memmap)
+    np.testing.assert_array_equal(np.load(tmp_path / "codes.npy"), latents.x)
+
+
+def test_batches_move(dataset: Dataset, tmp_path: Path) -> None:
+    latents, _, _ = encoded(dataset, tmp_path / "codes.npy", chunk=10)
+    batch = latents.gather(np.array([[0, 0]]), 3)
+    assert torch.equal(batch.to("cpu").x, batch.x)
+    batch.x.add_(1.0)  # a batch is a copy: noise may be added to it
+    assert not torch.equal(latents.gather(np.array([[0, 0]]), 3).x, batch.x)
+
+
+def test_sampled_frames_come_from_training_episodes(dataset: Dataset) -> None:
+    train = dataset.episodes("train")
+    assert 0 < len(train) < len(dataset)
+    everything = np.concatenate([dataset.episode(int(e)).frames for e in train])
+    drawn = sample_frames(dataset, 1000, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_array_equal(drawn, everything)
+    some = sample_frames(dataset, 6, generator=torch.Generator().manual_seed(0), run_length=3)
+    known = {frame.tobytes() for frame in everything}
+    assert all(frame.tobytes() in known for frame in some)
+    assert 2 <= len(some) <= 6
+    other = sample_frames(dataset, 6, generator=torch.Generator().manual_seed(1), run_length=3)
+    assert some.shape != other.shape or not np.array_equal(some, other)

@@ -1,0 +1,249 @@
+"""Training: the loss falls, every parameter learns, padding counts for nothing, and stopping loses nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders import random_actions, tiny_world, write_dataset
+
+from worldflow import checkpoint
+from worldflow.codec import LatentCodec
+from worldflow.data import Dataset
+from worldflow.latents import LatentBatch
+from worldflow.log import METRICS, read_log
+from worldflow.loss import FlowLoss, flow_loss
+from worldflow.recipes import TrainConfig
+from worldflow.train import train
+
+OPTIONS: dict[str, Any] = {
+    "preset": "tiny",
+    "codec_steps": 4,
+    "codec_batch": 8,
+    "batch": 4,
+    "length": 4,
+    "steps": 6,
+    "eval_clips": 4,
+    "contexts": 3,
+    "device": "cpu",
+    "progress": False,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "set", lengths=[9, 12, 3, 10, 9, 11], size=32)
+
+
+def clips(world: Any, batch: int, time: int) -> LatentBatch:
+    generator = torch.Generator().manual_seed(0)
+    valid = torch.arange(time) < torch.tensor([time, time - 2, 1, *[time] * (batch - 3)])[:, None]
+    return LatentBatch(
+        x=torch.randn(batch, time + 1, 4, 3, generator=generator),
+        actions=random_actions(world.config.data.action, (batch, time), generator=generator),
+        rewards=torch.where(valid, torch.rand(batch, time, generator=generator).round(), 0.0),
+        terminated=(torch.rand(batch, time, generator=generator) < 0.3) & valid,
+        valid=valid,
+    )
+
+
+def loss(world: Any, batch: LatentBatch, *, seed: int = 1, **options: Any) -> FlowLoss:
+    generator = torch.Generator().manual_seed(seed)
+    return flow_loss(world, batch, generator=generator, config=TrainConfig(action_dropout=0.5), **options)
+
+
+@pytest.mark.parametrize("action", ["box", "discrete"])
+def test_every_parameter_gets_a_gradient(action: Any) -> None:
+    world = tiny_world(action=action).train()
+    world.codec.eval().requires_grad_(False)
+    loss(world, clips(world, 6, 5)).total.backward()
+    idle = [n for n, p in world.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert not idle
+
+
+def test_codec_passes_gradients_to_all_its_parameters() -> None:
+    codec: Any = tiny_world().codec.train()
+    frames = torch.randint(0, 256, (4, 16, 16, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    codec.loss(frames, generator=torch.Generator().manual_seed(0))[0].backward()
+    idle = [n for n, p in codec.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not idle
+
+
+def test_loss_is_the_mean_over_valid_frames() -> None:
+    world = tiny_world().eval()
+    batch = clips(world, 4, 5)
+    with torch.no_grad():
+        found = loss(world, batch)
+        # The same, clip by clip, with world.log_prob's own parts.
+        x = batch.x + 0.3 * torch.randn(batch.x.shape, generator=torch.Generator().manual_seed(1))
+        above, draft, reward, termination, frames = 0.0, 0.0, 0.0, 0.0, 0
+        for row in range(4):
+            length = int(batch.valid[row].sum())
+            features = torch.cat((torch.zeros(1, 2), world.encode_actions(batch.actions[row, :length])))
+            out = world.flow(x[row : row + 1, : length + 1], features[None])
+            assert out.draft is not None
+            above += float(world.above_floor(out.log_prob).sum())
+            draft += float((out.draft - out.u)[:, 1:].square().mean((-2, -1)).sum())
+            scored = world.log_prob_latents(
+                x[row : row + 1, : length + 1],
+                batch.actions[row : row + 1, :length],
+                batch.rewards[row : row + 1, :length],
+                batch.terminated[row : row + 1, :length],
+            )
+            reward -= float(scored.reward.sum())
+            termination -= float(scored.terminated.sum())
+            frames += length
+    # float32 sums in another order
+    assert float(found.above_floor) == pytest.approx(above / (frames + 4), rel=1e-4)
+    assert float(found.draft_error) == pytest.approx(draft / frames, rel=1e-4)
+    assert float(found.reward_nll) == pytest.approx(reward / frames, rel=1e-4)
+    assert float(found.termination_nll) == pytest.approx(termination / frames, rel=1e-4)
+    parts = found.above_floor + found.draft_error + 0.1 * (found.reward_nll + found.termination_nll)
+    assert float(found.total) == pytest.approx(float(parts), rel=1e-6)
+
+
+def test_padding_counts_for_nothing() -> None:
+    world = tiny_world().eval()
+    batch = clips(world, 4, 5)
+    padded = ~torch.cat((torch.ones(4, 1, dtype=torch.bool), batch.valid), 1)
+    assert padded.any()
+    noise = torch.randn(batch.x.shape, generator=torch.Generator().manual_seed(9))
+    other = replace(
+        batch,
+        x=torch.where(padded[..., None, None], noise, batch.x),
+        rewards=torch.where(batch.valid, batch.rewards, 5.0),
+        terminated=torch.where(batch.valid, batch.terminated, True),
+        actions=torch.where(batch.valid[..., None], batch.actions, 0.5),
+    )
+    with torch.no_grad():
+        one, two = loss(world, batch), loss(world, other)
+    for name in ("total", "above_floor", "draft_error", "reward_nll", "termination_nll"):
+        assert float(getattr(one, name)) == float(getattr(two, name)), name
+
+
+def test_swapped_actions_are_a_neighbors() -> None:
+    world = tiny_world().eval()
+    batch = clips(world, 4, 5)
+    with torch.no_grad():
+        swapped = loss(world, batch, swap=True)
+        rolled = loss(world, replace(batch, actions=batch.actions.roll(1, 0)))
+        assert float(swapped.total) == float(rolled.total)
+        assert float(swapped.above_floor) != float(loss(world, batch).above_floor)
+
+
+def test_dropped_actions_are_seen_in_training_only() -> None:
+    world = tiny_world()
+    batch = clips(world, 4, 5)
+    config = TrainConfig(action_dropout=0.999)
+    other = replace(batch, actions=-batch.actions)
+
+    def above(clip: LatentBatch) -> float:
+        found = flow_loss(world, clip, generator=torch.Generator().manual_seed(0), config=config)
+        return float(found.above_floor.detach())
+
+    world.train()
+    assert above(batch) == above(other)
+    world.eval()
+    assert above(batch) != above(other)
+
+
+def test_loss_falls_and_the_run_is_complete(data: Path, tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    options: dict[str, Any] = OPTIONS | {"codec_steps": 30, "steps": 45}
+    world = train(data, out=tmp_path / "run", **options)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not world.training
+
+    records = read_log(tmp_path / "run")
+    assert {name for record in records for name in record} - {"step", "seconds"} <= set(METRICS)
+    curves = {
+        name: [record[name] for record in records if name in record]
+        for name in ("codec/loss", "flow/above_floor", "held_out/above_floor")
+    }
+    assert curves["codec/loss"][-1] < curves["codec/loss"][0]
+    assert curves["flow/above_floor"][-1] < 0.8 * curves["flow/above_floor"][0]
+    assert len(curves["held_out/above_floor"]) >= 1
+    assert all(math.isfinite(value) for values in curves.values() for value in values)
+
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert {"world.json", "world.safetensors", "contexts.npz", "training.pt", "log.jsonl"} <= names
+    assert not {name for name in names if name.startswith(".") or name == "latents.npy"}
+    record = json.loads((tmp_path / "run" / "world.json").read_text())
+    assert record["training"]["config"]["steps"] == 45
+
+    loaded = checkpoint.load(tmp_path / "run")
+    assert all(torch.equal(t, loaded.state_dict()[n]) for n, t in world.state_dict().items())
+    contexts, dataset = loaded.contexts, Dataset(data)
+    assert contexts is not None and 1 <= len(contexts) <= 3
+    held_out = [dataset.episode(int(e)).frames for e in dataset.episodes("held_out")]
+    known = {frame.tobytes() for frames in held_out for frame in frames}
+    assert all(frame.tobytes() in known for frame in contexts.frames.flatten(0, 1).numpy())
+    # Actions are standardized by the training episodes' statistics, codes by those of their frames.
+    episodes = [dataset.episode(int(e)) for e in dataset.episodes("train")]
+    actions = np.concatenate([e.actions for e in episodes])
+    np.testing.assert_allclose(loaded.actions.mean, actions.mean(0), atol=1e-6)
+    np.testing.assert_allclose(loaded.actions.std, actions.std(0), rtol=1e-5)
+    with torch.no_grad():
+        codes = loaded.codec.encode(torch.from_numpy(np.concatenate([e.frames for e in episodes]))).flatten(0, 1)
+    # Every training frame went into the statistics once; the norm's 1e-5 beside small variances is the rest.
+    assert codes.mean(0).abs().max() < 0.02
+    assert (codes.std(0) - 1).abs().max() < 0.05
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stage", ["codec", "flow"])
+def test_resuming_goes_on_as_if_nothing_had_happened(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    options: dict[str, Any] = OPTIONS | {"save_every": 1e-9}
+    straight = train(data, out=tmp_path / "straight", **options)
+    # `worldflow.train` is the function; the module of that name is reached by its import.
+    target, name = (import_module("worldflow.train"), "flow_loss") if stage == "flow" else (LatentCodec, "loss")
+    original, calls = getattr(target, name), [0]
+
+    def stops(*arguments: Any, **settings: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise StoppedError
+        return original(*arguments, **settings)
+
+    monkeypatch.setattr(target, name, stops)
+    with pytest.raises(StoppedError):
+        train(data, out=tmp_path / "run", **options)
+    monkeypatch.undo()
+    steps = [record["step"] for record in read_log(tmp_path / "run")]
+    resumed = train(data, out=tmp_path / "run", resume=True, **options)
+    assert len(read_log(tmp_path / "run")) > len(steps)
+    # Weights, optimizer, schedule and generator come back: the same numbers, one thread, to the last bit.
+    assert all(torch.equal(t, resumed.state_dict()[n]) for n, t in straight.state_dict().items())
+
+
+def test_says_what_is_wrong(data: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"device": "cpu", "progress": False}
+    with pytest.raises(FileNotFoundError, match="there is no training"):
+        train(data, out=tmp_path / "run", resume=True, **options)
+    with pytest.raises(ValueError, match="preset must be one of tiny, base, large, got 'huge'"):
+        train(data, out=tmp_path / "run", preset="huge", **options)
+    with pytest.raises(ValueError, match=r"give either config or its fields, got both config and \['steps'\]"):
+        train(data, out=tmp_path / "run", config=TrainConfig(), steps=3)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        train(tmp_path / "nowhere", out=tmp_path / "run", **options)
+    single = write_dataset(tmp_path / "single", lengths=[9], size=16)
+    with pytest.raises(ValueError, match="training needs at least 2 episodes, one of them held out, got 1"):
+        train(single, out=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "world.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="already holds a run; name another folder, or resume it"):
+        train(data, out=tmp_path / "run", **options)
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["world.json"]
