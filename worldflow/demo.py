@@ -99,7 +99,7 @@ def demo(config: DemoConfig | None = None) -> Path:
         dataset = Dataset(out / "data" / "pendulum")
     with stages("train", f"codec and flow, {config.minutes:g} minutes on {torch.get_num_threads()} threads"):
         world = train(
-            dataset, out=out / "world", preset="tiny", minutes=config.minutes, eval_every=1.0, seed=config.seed
+            dataset, out=out / "world", preset="tiny", batch=8, minutes=config.minutes, eval_every=1.0, seed=config.seed
         )
     with stages("step", "the learned environment, one and sixteen at a time"):
         speed = {num: _steps_per_second(world, num_envs=num, config=config) for num in (1, 16)}
