@@ -1,0 +1,302 @@
+"""The command line: `worldflow collect | train | score | demo`.
+
+Each command is one dataclass, whose fields are its options and their docstrings its help. A command that cannot do what
+it was asked says why in one line on stderr and ends with 1; one that was not understood, with 2; an interrupted one,
+with 130. Results go to stdout, as JSON with `--json`; everything else goes to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json as json_format
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from worldflow import __version__
+from worldflow.checkpoint import load
+from worldflow.data import Dataset
+from worldflow.demo import DemoConfig, demo
+from worldflow.log import read_log
+from worldflow.recipes import TrainConfig
+from worldflow.score import EpisodeScores, score, write_csv
+from worldflow.train import train
+
+__all__ = ["Collect", "Demo", "Score", "Train", "main"]
+
+OWN_TASK = "worldflow/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collect:
+    """Record episodes of a Gymnasium environment as a Minari data set."""
+
+    env_id: Positional[Annotated[str, arg(metavar="ENV_ID")]]
+    """A registered id such as worldflow/Reacher-v0, or MODULE:ID to import a module first."""
+    out: str
+    """Folder of the data set."""
+    episodes: int = 100
+    """Episodes to record; with --append, how many more."""
+    policy: str = "random"
+    """random, smooth (random but correlated in time), MODULE:CALLABLE, or FILE.zip of Stable-Baselines3."""
+    random_fraction: float = 0.0
+    """Probability that a step takes a random action in place of the policy's."""
+    seed: int = 0
+    """Decides everything random: the same call records the same data."""
+    size: int = 64
+    """Rows and columns of a frame, where the environment can choose."""
+    action_repeat: int = 1
+    """Simulator steps for each action, in worldflow's own tasks."""
+    max_steps: int | None = None
+    """Steps after which an episode is cut off; by default the environment's own limit, or 1000."""
+    anomaly: str | None = None
+    """Make this anomaly in every episode and label it: gravity, actuator_gain, teleport, sensor_noise, frozen_frame."""
+    strength: float | None = None
+    """How strong an anomaly; each has its own default and unit."""
+    env_args: str = "{}"
+    """Further arguments of the environment, as a JSON object."""
+    append: bool = False
+    """Continue the data set that is there."""
+    overwrite: bool = False
+    """Replace the data set that is there, once the first new episode is finished."""
+    json: bool = False
+    """Print the result as JSON."""
+
+    def __call__(self) -> dict[str, Any]:
+        """Record."""
+        from gymnasium import error as gym_error
+
+        from worldflow.envs.collect import collect, make_pixel_env
+        from worldflow.envs.perturb import Perturb
+
+        if self.append and self.overwrite:
+            raise ValueError("give --append or --overwrite, not both")
+        if self.strength is not None and self.anomaly is None:
+            raise ValueError("--strength needs --anomaly: it says how strong which one is")
+        arguments = _json_object(self.env_args, "--env-args")
+        if self.env_id.rpartition(":")[2].startswith(OWN_TASK):
+            arguments = {"size": self.size, "action_repeat": self.action_repeat, **arguments}
+        elif self.action_repeat != 1:
+            raise ValueError(f"--action-repeat is for {OWN_TASK}... tasks only, {self.env_id!r} is none")
+        try:
+            env = make_pixel_env(self.env_id, size=self.size, env_kwargs=arguments)
+        except gym_error.Error as error:  # such as a dependency that is not installed
+            raise ValueError(f"{self.env_id}: {error}") from error
+        try:
+            if self.anomaly is not None:
+                env = Perturb(env, self.anomaly, strength=self.strength)
+            folder = collect(
+                env,
+                out=self.out,
+                episodes=self.episodes,
+                policy=self.policy,
+                seed=self.seed,
+                random_fraction=self.random_fraction,
+                max_steps=self.max_steps,
+                on_existing="append" if self.append else "overwrite" if self.overwrite else "error",
+            )
+        finally:
+            env.close()
+        dataset = Dataset(folder)
+        return {
+            "dataset": str(folder),
+            "episodes": len(dataset),
+            "transitions": int(dataset.lengths.sum()),
+            "frame_shape": list(dataset.spec.frame_shape),
+            "action_shape": list(dataset.spec.action.shape),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Learn a world from a data set."""
+
+    dataset: Positional[Annotated[str, arg(metavar="DATASET")]]
+    """Folder of the data set, as `worldflow collect --out` wrote it."""
+    out: str
+    """Folder of the run: weights, log, pictures, and what --resume needs."""
+    resume: bool = False
+    """Go on from what an earlier call with the same options left in the folder."""
+    json: bool = False
+    """Print the result as JSON."""
+    config: OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
+    """How to train."""
+
+    def __call__(self) -> dict[str, Any]:
+        """Train."""
+        world = train(self.dataset, out=self.out, config=self.config, resume=self.resume)
+        looks = [record for record in read_log(Path(self.out)) if "held_out/above_floor" in record]
+        result = {"run": self.out, "parameters": sum(p.numel() for p in world.parameters())}
+        if looks:
+            result |= {name: value for name, value in looks[-1].items() if name.startswith("held_out/")}
+        return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Score recorded episodes by their exact likelihood under a learned world."""
+
+    run: Positional[Annotated[str, arg(metavar="RUN")]]
+    """Folder of the run, as `worldflow train --out` wrote it."""
+    dataset: Positional[Annotated[str, arg(metavar="DATASET")]]
+    """Folder of the data set."""
+    out: str | None = None
+    """CSV file for the scores, a row a transition; without it, averages are printed only."""
+    draws: int = 1
+    """Draws of the codes' noise to average over; more of them make scores less noisy."""
+    seed: int = 0
+    """Of the noise: the same seed gives the same scores."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
+    json: bool = False
+    """Print the averages of each episode as JSON."""
+
+    def __call__(self) -> dict[str, Any]:
+        """Score."""
+        if self.out is not None and Path(self.out).is_dir():
+            raise IsADirectoryError(f"--out must name a file to write, got the folder {self.out}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("there is no GPU that torch can use; leave --device out or give cpu")
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        dataset = Dataset(self.dataset)
+        scores = score(load(self.run, device=device), dataset, num_draws=self.draws, seed=self.seed)
+        result: dict[str, Any] = {"episodes": len(scores), "transitions": sum(map(len, scores))}
+        if self.out is not None:
+            result["scores"] = str(write_csv(scores, self.out))
+        result["mean"] = _means(scores)
+        if self.json:
+            result["by_episode"] = [_means([episode]) for episode in scores]
+        return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Record, learn, step, imagine and score a pendulum in minutes, and report what came out."""
+
+    config: OmitArgPrefixes[DemoConfig] = field(default_factory=DemoConfig)
+    """What to do."""
+
+    def __call__(self) -> None:
+        """Run the whole path."""
+        demo(self.config)
+
+
+COMMANDS = {"collect": Collect, "train": Train, "score": Score, "demo": Demo}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: Its words; the program's own by default.
+
+    Returns:
+        The exit status: 0, 1 for a failure, 2 for a command that was not understood, 130 for an interrupt.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    is_debugging = "--debug" in words or os.environ.get("WORLDFLOW_DEBUG", "0") not in ("", "0")
+    words = [word for word in words if word != "--debug"]
+    match words:
+        case []:
+            print(_help(), file=sys.stderr)
+            return 2
+        case ["--version"]:
+            print(f"worldflow {__version__}")
+            return 0
+        case ["-h" | "--help", *_]:
+            print(_help())
+            return 0
+        case [name, *_] if name not in COMMANDS:
+            close = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"the commands are {', '.join(COMMANDS)}"
+            return _fail(f"unknown command {name!r}; {hint}", status=2)
+    name, *options = words
+    try:
+        command = tyro.cli(
+            COMMANDS[name], prog=f"worldflow {name}", args=options, config=(tyro.conf.FlagCreatePairsOff,)
+        )
+        is_json = getattr(command, "json", False)
+        with contextlib.redirect_stdout(sys.stderr) if is_json else contextlib.nullcontext():
+            result = command()  # whatever it prints on the way is not the result
+        if result is not None:
+            _print_result(result, json=is_json)
+    except SystemExit as error:  # tyro's: it has printed the help or what was wrong
+        return error.code if isinstance(error.code, int) else 0
+    except KeyboardInterrupt as error:
+        return _fail(str(error) or "interrupted; what was saved before is kept", status=130)
+    except (ValueError, TypeError, ImportError) as error:
+        if is_debugging:
+            raise
+        return _fail(str(error))
+    except BrokenPipeError:  # who read the output has gone, for example `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if is_debugging:
+            raise
+        named = f": {error.filename}" if error.filename else ""
+        return _fail(f"{error.strerror or error}{named}")
+    except Exception as error:
+        if is_debugging:
+            raise
+        return _fail(
+            f"{type(error).__name__}: {error}; this is unexpected: run it with --debug and report what it shows"
+        )
+    return 0
+
+
+def _help() -> str:
+    lines = [f"  {name:<9} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: worldflow COMMAND ...",
+            "",
+            "Learn a simulator from recorded trajectories, then step it and score with it.",
+            "",
+            *lines,
+            "",
+            "  worldflow COMMAND --help   explains a command and its options",
+            "  worldflow --version        prints the version",
+            "  --debug                    shows the traceback of an error, as does WORLDFLOW_DEBUG=1",
+        ]
+    )
+
+
+def _fail(message: str, *, status: int = 1) -> int:
+    print(f"worldflow: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _json_object(text: str, option: str) -> dict[str, Any]:
+    with contextlib.suppress(json_format.JSONDecodeError):
+        found = json_format.loads(text)
+        if isinstance(found, dict):
+            return found
+    raise ValueError(f"""{option} must be a JSON object such as '{{"render_mode": "rgb_array"}}', got {text!r}""")
+
+
+def _means(scores: Sequence[EpisodeScores]) -> dict[str, float]:
+    names = ("log_prob", "frame", "reward", "terminated", "above_floor", "action_ratio", "reconstruction")
+    return {name: float(np.concatenate([getattr(s, name) for s in scores]).mean()) for name in names}
+
+
+def _print_result(result: Mapping[str, Any], *, json: bool) -> None:
+    if json:
+        print(json_format.dumps(result))
+        return
+    for name, value in result.items():
+        if isinstance(value, Mapping):
+            print(f"{name}:")
+            for inner, number in value.items():
+                print(f"  {inner:<16}{number:>12.5g}")
+        else:
+            print(f"{name}: {f'{value:.5g}' if isinstance(value, float) else value}")
