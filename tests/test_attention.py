@@ -14,7 +14,7 @@ from worldflow.attention import Block, KeyValue, RMSNorm, RotaryPositions, Trans
 def test_rotary_positions_turn_consecutive_pairs() -> None:
     generator = torch.Generator().manual_seed(0)
     for head_dim in (16, 32, 64):
-        positions = torch.tensor([[0, 0, 0], [1, 2, 3], [0.5, 3.25, 1000]], dtype=torch.float64)
+        positions = torch.tensor([[0, 0, 0], [1, 2, 3], [0.5, 3.3, 1000]], dtype=torch.float64)
         x = torch.randn(3, head_dim, generator=generator, dtype=torch.float64)
         turned = rotate(x, RotaryPositions(head_dim)(positions, dtype=torch.float64))
         expected = np.stack([naive_rotate(v, tuple(p)) for v, p in zip(x.numpy(), positions.tolist(), strict=True)])

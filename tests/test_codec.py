@@ -35,6 +35,10 @@ def test_patches_lose_nothing(size: tuple[int, int], channels: int) -> None:
     assert grid == (-(-size[0] // 4), -(-size[1] // 4))
     assert x.shape == (2, 3, grid[0] * grid[1], 16 * channels)
     assert torch.equal(codec.decode(x), frames)
+    # What is missing of the last cells repeats the edge.
+    last = x.reshape(2, 3, *grid, 4, 4, channels)[:, :, -1, -1]
+    edge = frames[:, :, -1, -1].float() / 127.5 - 1
+    torch.testing.assert_close(last[:, :, -1, -1], edge)
 
 
 def test_a_token_is_a_patch_ordered_row_column_channel() -> None:

@@ -56,6 +56,18 @@ def test_codes_live_on_disk(dataset: Dataset, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / "codes.npy"), latents.x)
 
 
+def test_a_full_disk_is_an_error_and_leaves_nothing(dataset: Dataset, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))  # no file may grow beyond that: as a full disk would
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*codes\.npy: .*; free some space"):
+            encoded(dataset, tmp_path / "codes.npy", chunk=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
+
+
 def test_batches_move(dataset: Dataset, tmp_path: Path) -> None:
     latents, _, _ = encoded(dataset, tmp_path / "codes.npy", chunk=10)
     batch = latents.gather(np.array([[0, 0]]), 3)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from worldflow.atomic import replacing
 from worldflow.data import Dataset
 
 if TYPE_CHECKING:
@@ -93,28 +94,40 @@ def encode_dataset(
 ) -> Iterator[int | LatentData]:
     """Encode every frame into a file at `path`.
 
+    The file is written in order and mapped once it is whole: a full disk is then an error, where a store into mapped
+    memory would end the process.
+
     Yields:
         The number of frames done after each chunk, and the encoded data set last.
+
+    Raises:
+        OSError: If the file could not be written; nothing is left of it.
     """
     lengths = np.asarray(dataset.lengths, dtype=np.int64)
     first = np.concatenate(([0], np.cumsum(lengths + 1)))
     grid, dim = codec.config.grid, codec.config.token_dim
-    codes = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(int(first[-1]), grid[0] * grid[1], dim))
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)),
+        "fortran_order": False,
+        "shape": (int(first[-1]), grid[0] * grid[1], dim),
+    }
     actions, rewards, terminated, waiting, done = [], [], [], [], 0
-    for number in range(len(dataset)):
-        episode = dataset.episode(number)
-        actions.append(episode.actions)
-        rewards.append(episode.rewards)
-        terminated.append(episode.terminated)
-        waiting.append(episode.frames)
-        is_last = number == len(dataset) - 1
-        if is_last or sum(map(len, waiting)) >= chunk:
-            frames = torch.from_numpy(np.concatenate(waiting)).to(device)
-            codes[done : done + len(frames)] = codec.encode(frames, chunk=chunk).float().cpu().numpy()
-            done += len(frames)
-            waiting = []
-            yield done
-    codes.flush()
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for number in range(len(dataset)):
+            episode = dataset.episode(number)
+            actions.append(episode.actions)
+            rewards.append(episode.rewards)
+            terminated.append(episode.terminated)
+            waiting.append(episode.frames)
+            is_last = number == len(dataset) - 1
+            if is_last or sum(map(len, waiting)) >= chunk:
+                frames = torch.from_numpy(np.concatenate(waiting)).to(device)
+                file.write(codec.encode(frames, chunk=chunk).float().cpu().numpy().tobytes())
+                done += len(frames)
+                waiting = []
+                yield done
+    codes = np.load(path, mmap_mode="r")
     yield LatentData(
         x=codes,
         first_frame=first[:-1],
