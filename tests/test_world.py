@@ -217,6 +217,19 @@ def test_steps_without_decoding_draw_the_same() -> None:
     torch.testing.assert_close(seen.log_prob.frame, unseen.log_prob.frame + shallow, rtol=1e-5, atol=1e-5)
 
 
+def test_temperature_scales_the_noise() -> None:
+    world = tiny_world()
+    frames, actions = recording(world, 2, 2)
+    state = world.start(frames, actions, generator=rng(0))
+
+    def latent(seed: int, temperature: float) -> Tensor:
+        return world.step(state, actions[:, 0], generator=rng(seed), temperature=temperature)[0].latent
+
+    # Without noise every seed gives the same frame, up to the sampler's tolerance.
+    torch.testing.assert_close(latent(1, 0.0), latent(2, 0.0))
+    assert (latent(1, 1.0) - latent(2, 1.0)).abs().max() > 0.1
+
+
 def test_methods_agree() -> None:
     world = tiny_world(dtype=torch.float64)
     frames, actions = recording(world, 2, 2)
