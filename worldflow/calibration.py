@@ -220,8 +220,8 @@ def _surprises(usual: Mapping[str, np.ndarray], scores: EpisodeScores) -> np.nda
 
 
 def _surprise(usual: np.ndarray, values: np.ndarray) -> np.ndarray:
-    high = np.quantile(usual, TAIL)
-    scale = max(float((usual[usual >= high] - high).mean()), 1e-9 * max(1.0, abs(float(usual[-1]))))
+    tail = usual[int(TAIL * len(usual)) :]
+    scale = max(float(tail.mean() - tail[0]), 1e-9 * max(1.0, abs(float(tail[-1]))))  # a constant has no tail
     return -np.log(_p_values(usual, values)) + np.maximum(values - usual[-1], 0.0) / scale
 
 

@@ -12,6 +12,7 @@ import difflib
 import json as json_format
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,24 +89,19 @@ class Collect:
         elif self.action_repeat != 1:
             raise ValueError(f"--action-repeat is for {OWN_TASK}... tasks only, {self.env_id!r} is none")
         try:
-            env = make_pixel_env(self.env_id, size=self.size, env_kwargs=arguments)
+            with contextlib.closing(make_pixel_env(self.env_id, size=self.size, env_kwargs=arguments)) as env:
+                folder = collect(
+                    env if self.anomaly is None else Perturb(env, self.anomaly, strength=self.strength),
+                    out=self.out,
+                    episodes=self.episodes,
+                    policy=self.policy,
+                    seed=self.seed,
+                    random_fraction=self.random_fraction,
+                    max_steps=self.max_steps,
+                    on_existing="append" if self.append else "overwrite" if self.overwrite else "error",
+                )
         except gym_error.Error as error:  # such as a dependency that is not installed
             raise ValueError(f"{self.env_id}: {error}") from error
-        try:
-            if self.anomaly is not None:
-                env = Perturb(env, self.anomaly, strength=self.strength)
-            folder = collect(
-                env,
-                out=self.out,
-                episodes=self.episodes,
-                policy=self.policy,
-                seed=self.seed,
-                random_fraction=self.random_fraction,
-                max_steps=self.max_steps,
-                on_existing="append" if self.append else "overwrite" if self.overwrite else "error",
-            )
-        finally:
-            env.close()
         dataset = Dataset(folder)
         return {
             "dataset": str(folder),
@@ -225,8 +221,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             COMMANDS[name], prog=f"worldflow {name}", args=options, config=(tyro.conf.FlagCreatePairsOff,)
         )
         is_json = getattr(command, "json", False)
-        with contextlib.redirect_stdout(sys.stderr) if is_json else contextlib.nullcontext():
-            result = command()  # whatever it prints on the way is not the result
+        with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+            warnings.showwarning = _show_warning
+            if is_json:  # whatever it prints on the way is not the result
+                stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+            result = command()
         if result is not None:
             _print_result(result, json=is_json)
     except SystemExit as error:  # tyro's: it has printed the help or what was wrong
@@ -274,6 +273,10 @@ def _help() -> str:
 def _fail(message: str, *, status: int = 1) -> int:
     print(f"worldflow: {' '.join(message.split())}", file=sys.stderr)
     return status
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    print(f"worldflow: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _json_object(text: str, option: str) -> dict[str, Any]:
