@@ -113,8 +113,8 @@ def fit(
         return FitState(step=step, seconds=seconds(), optimizers=[optimizer.state_dict() for optimizer in optimizers])
 
     bar = tqdm(
-        total=steps if minutes is None else round(60 * minutes),
-        initial=min(first, steps) if minutes is None else round(spent),
+        total=steps if minutes is None else 60 * minutes,
+        initial=min(first, steps) if minutes is None else min(spent, 60 * minutes),
         desc=stage.name,
         disable=not progress,
         bar_format="{desc}: {percentage:3.0f}% |{bar}| {elapsed} left {remaining}{postfix}",
