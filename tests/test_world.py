@@ -230,6 +230,20 @@ def test_temperature_scales_the_noise() -> None:
     assert (latent(1, 1.0) - latent(2, 1.0)).abs().max() > 0.1
 
 
+def test_outcomes_are_drawn_from_what_is_reported_and_apart() -> None:
+    world = tiny_world()
+    frames, actions = recording(world, 1, 2)
+    count = 3000
+    state = world.start(frames, actions, generator=rng(0)).repeat(count)
+    step, _ = world.step(state, actions[:, 0].expand(count, -1), generator=rng(1), decode=False)
+    reward, ended = step.reward - step.reward_mean, step.terminated.float() - step.termination_prob
+    # Given the frame both are centered and independent: each mean within 4.4 standard errors, a false alarm in 1e5.
+    for surplus in (reward, ended, reward * ended):
+        assert abs(float(surplus.mean())) < 4.4 * float(surplus.std()) / count**0.5
+    assert 0.01 < step.terminated.float().mean() < 0.99
+    assert reward.std() > 0.5
+
+
 def test_methods_agree() -> None:
     world = tiny_world(dtype=torch.float64)
     frames, actions = recording(world, 2, 2)
