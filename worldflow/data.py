@@ -27,7 +27,7 @@ from worldflow.spaces import action_spec, check_compatible, frame_shape
 from worldflow.types import Clip, DataSpec, Episode
 
 if TYPE_CHECKING:
-    from jaxtyping import Int64, UInt8
+    from jaxtyping import Float32, Int64, Shaped, UInt8
 
 __all__ = [
     "Dataset",
@@ -134,6 +134,22 @@ class Dataset:
                 infos=_tree(group["infos"]) if "infos" in group else {},
                 where=f"episode {number} of {self.path}",
             )
+
+    def outcomes(self, number: int) -> tuple[Shaped[np.ndarray, "time *action"], Float32[np.ndarray, " time"]]:
+        """Read an episode's actions and rewards, checked, and leave its frames on disk."""
+        length = int(self.lengths[number])
+        with self._reading(number) as group:
+            episode = checked_episode(
+                self.spec.action,
+                frames=np.broadcast_to(np.uint8(0), (length + 1, *self.spec.frame_shape)),  # takes no memory
+                actions=group["actions"][()],
+                rewards=group["rewards"][()],
+                terminated=group["terminations"][()],
+                truncated=group["truncations"][()],
+                infos={},
+                where=f"episode {number} of {self.path}",
+            )
+        return episode.actions, episode.rewards
 
     def frames(self, number: int, start: int, stop: int) -> UInt8[np.ndarray, "time row column channel"]:
         """Read frames `start .. stop - 1` of an episode, which has one frame more than transitions."""

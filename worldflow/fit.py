@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +120,7 @@ def fit(
         disable=not progress,
         bar_format="{desc}: {percentage:3.0f}% |{bar}| {elapsed} left {remaining}{postfix}",
     )
-    with bar:
+    with bar, _kept_when_interrupted(lambda: save(state())):
         for step in itertools.count(first):
             done = step / steps if minutes is None else seconds() / (60 * minutes)
             if done >= 1:
@@ -152,6 +153,15 @@ def fit(
     if look is not None:
         log.write(step, seconds(), look())
     save(state())
+
+
+@contextmanager
+def _kept_when_interrupted(save: Callable[[], None]) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        save()
+        raise KeyboardInterrupt("training stopped; what it has learned is kept: resume to go on") from None
 
 
 def _schedule(step: int, done: float) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -38,7 +40,7 @@ def train(
     config: TrainConfig | None = None,
     resume: bool = False,
     progress: bool = True,
-    **options,  # noqa: ANN003
+    **options: Any,
 ) -> WorldModel:
     """Learn a world from a data set.
 
@@ -63,23 +65,47 @@ def train(
     """
     if config is not None and options:
         raise ValueError(f"give either config or its fields, got both config and {sorted(options)}")
-    config = config or TrainConfig(**options)
+    config = config or _config(options)
+    device = _device(config.device)
     dataset = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
     folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; name a folder for the run")
     if resume and not (folder / "training.pt").is_file():
         raise FileNotFoundError(f"nothing to resume in {folder}: there is no training.pt; start without resume")
     if not resume and (folder / "world.json").exists():
         raise FileExistsError(f"{folder} already holds a run; name another folder, or resume it")
     if len(dataset) < 2:
         raise ValueError(f"training needs at least 2 episodes, one of them held out, got {len(dataset)}")
+    if np.asarray(dataset.lengths)[dataset.episodes("held_out")].max() < 2:
+        raise ValueError("no held-out episode is longer than 1 transition; record longer episodes, or more of them")
     folder.mkdir(parents=True, exist_ok=True)
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    )
 
     run = _Run(folder=folder, dataset=dataset, config=config, device=device, progress=progress)
     with TrainLog(folder, is_resumed=resume) as log:
         return run(log, is_resumed=resume)
+
+
+def _config(options: dict[str, Any]) -> TrainConfig:
+    names = [f.name for f in fields(TrainConfig)]
+    for name in options:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
+            raise ValueError(f"unknown option {name!r}; {hint}")
+    return TrainConfig(**options)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used here ({reason}); use 'cpu', or 'auto'") from error
+    return device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +127,8 @@ class _Saved:
                 path=path, stage=record["stage"], fit=state, world=record["world"], generator=record["generator"]
             )
         except (RuntimeError, KeyError, EOFError, TypeError, UnpicklingError, BadZipFile) as error:
-            raise ValueError(f"cannot read {path}: {error}; start without resume in another folder") from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"cannot read {path} ({reason}); start without resume in another folder") from error
 
     def restore(self, world: WorldModel) -> None:
         try:
@@ -146,11 +173,11 @@ class _Run:
         return world
 
     def _new_world(self) -> WorldModel:
-        episodes = [self.dataset.episode(int(i)) for i in self.dataset.episodes("train")]
-        rewards = [e.rewards for e in episodes]
-        world = WorldModel(world_config(self.config, self.dataset.spec, RewardSupport.of(rewards)))
+        outcomes = [self.dataset.outcomes(int(i)) for i in self.dataset.episodes("train")]
+        support = RewardSupport.of([rewards for _, rewards in outcomes])
+        world = WorldModel(world_config(self.config, self.dataset.spec, support))
         if not self.dataset.spec.action.is_discrete:
-            actions = np.concatenate([e.actions.reshape(len(e), -1) for e in episodes]).astype(np.float64)
+            actions = np.concatenate([a.reshape(len(a), -1) for a, _ in outcomes]).astype(np.float64)
             world.actions.mean.copy_(torch.from_numpy(actions.mean(0)))
             world.actions.std.copy_(torch.from_numpy(np.maximum(actions.std(0), 1e-6)))
         return world
