@@ -496,3 +496,11 @@ class TestEpisodes:
             action_space=str(serialize_space(FORCE)),
             dataset_id="counting-v0",
         )
+
+
+def test_outcomes_are_the_episodes_own(dataset: Dataset) -> None:
+    for number in range(len(dataset)):
+        actions, rewards = dataset.outcomes(number)
+        episode = dataset.episode(number)
+        np.testing.assert_array_equal(actions, episode.actions)
+        np.testing.assert_array_equal(rewards, episode.rewards)

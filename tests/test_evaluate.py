@@ -64,7 +64,7 @@ def test_clips_depend_on_the_seed_alone(dataset: Dataset) -> None:
 
 
 def test_no_episode_long_enough_is_an_error(dataset: Dataset) -> None:
-    with pytest.raises(ValueError, match="no held-out episode has 40 transitions .* the longest has 12"):
+    with pytest.raises(ValueError, match=r"no held-out episode has 40 transitions .* the longest has 12"):
         held_out_clips(dataset, past=20, horizon=20, num_clips=1)
 
 

@@ -247,3 +247,44 @@ def test_says_what_is_wrong(data: Path, tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="already holds a run; name another folder, or resume it"):
         train(data, out=tmp_path / "run", **options)
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["world.json"]
+
+    with pytest.raises(ValueError, match="unknown option 'minuts'; did you mean 'minutes'"):
+        train(data, out=tmp_path / "other", minuts=3)
+    with pytest.raises(ValueError, match="device 'cuda:77' cannot be used here"):
+        train(data, out=tmp_path / "other", device="cuda:77")
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="is a file; name a folder for the run"):
+        train(data, out=tmp_path / "file", **options)
+    short = write_dataset(tmp_path / "short", lengths=[1, 1, 1], size=16)
+    with pytest.raises(ValueError, match="no held-out episode is longer than 1 transition"):
+        train(short, out=tmp_path / "other", **options)
+    assert not (tmp_path / "other").exists()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "training.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(
+        ValueError, match=r"cannot read .*training.pt .*start without resume in another folder"
+    ) as error:
+        train(data, out=tmp_path / "damaged", resume=True, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_interrupt_keeps_what_was_learned(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = import_module("worldflow.train")
+    original, calls = module.flow_loss, [0]
+
+    def stops(*arguments: Any, **settings: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise KeyboardInterrupt
+        return original(*arguments, **settings)
+
+    monkeypatch.setattr(module, "flow_loss", stops)
+    with pytest.raises(KeyboardInterrupt, match="what it has learned is kept: resume to go on"):
+        train(data, out=tmp_path / "run", **OPTIONS)
+    monkeypatch.undo()
+    kept = torch.load(tmp_path / "run" / "training.pt", weights_only=True)
+    assert (kept["stage"], kept["step"]) == ("flow", 2)
+    resumed = train(data, out=tmp_path / "run", resume=True, **OPTIONS)
+    assert torch.load(tmp_path / "run" / "training.pt", weights_only=True)["step"] == OPTIONS["steps"]
+    same = [torch.equal(t, resumed.state_dict()[n]) for n, t in kept["world"].items() if n.startswith("codec.")]
+    assert same and all(same)  # the codec was done and is not trained again
