@@ -48,7 +48,7 @@ class Collect:
     episodes: int = 100
     """Episodes to record; with --append, how many more."""
     policy: str = "random"
-    """random, smooth (random but correlated in time), MODULE:CALLABLE, or FILE.zip of Stable-Baselines3."""
+    """random, smooth, MODULE:CALLABLE, or FILE.zip of Stable-Baselines3; smooth is random but correlated in time."""
     random_fraction: float = 0.0
     """Probability that a step takes a random action in place of the policy's."""
     seed: int = 0
