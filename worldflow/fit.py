@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from worldflow.log import TrainLog
+from worldflow.threads import ThreadChoice
 
 __all__ = ["CODEC", "FLOW", "FitState", "Stage", "fit"]
 
@@ -107,6 +108,10 @@ def fit(
     begin, step = time.monotonic() - spent, first
     next_look, next_save = spent + 60 * look_every, spent + 60 * save_every
 
+    # The number of threads changes the last bits of sums: a fit of so many steps stays as it is, so that it can be
+    # repeated; one of so many minutes never could.
+    threads = None if minutes is None or device.type != "cpu" else ThreadChoice()
+
     def seconds() -> float:
         return time.monotonic() - begin
 
@@ -127,14 +132,15 @@ def fit(
                 break
             for group in groups:
                 group["lr"] = group["peak"] * _schedule(step, done)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_has_bfloat16(device)):
-                loss, metrics = batch_loss()
-            module.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = float(nn.utils.clip_grad_norm_(parameters, clip_norm))
-            if math.isfinite(norm) and norm <= 10 * clip_norm:
-                for optimizer in optimizers:
-                    optimizer.step()
+            with nullcontext() if threads is None else threads():
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_has_bfloat16(device)):
+                    loss, metrics = batch_loss()
+                module.zero_grad(set_to_none=True)
+                loss.backward()
+                norm = float(nn.utils.clip_grad_norm_(parameters, clip_norm))
+                if math.isfinite(norm) and norm <= 10 * clip_norm:
+                    for optimizer in optimizers:
+                        optimizer.step()
             bar.update(1 if minutes is None else min(seconds(), 60 * minutes) - bar.n)
             if step % LOG_EVERY == 0:
                 shown = {name: float(value) for name, value in metrics.items()}
