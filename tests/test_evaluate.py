@@ -46,12 +46,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset(folder)
 
 
-def test_clips_are_held_out_whole_and_reach_the_end(dataset: Dataset) -> None:
+def test_clips_are_held_out_and_start_anywhere(dataset: Dataset) -> None:
     clips = held_out_clips(dataset, past=PAST, horizon=HORIZON, num_clips=99)
-    held_out = set(dataset.episodes("held_out").tolist())
-    assert set(clips.episode.tolist()) == held_out & {e for e in range(len(LENGTHS)) if LENGTHS[e] >= PAST + HORIZON}
-    assert bool(clips.valid.all())
-    assert bool(clips.terminated[:, -1].any())  # else the model's terminations would never be tested
+    starts = {(int(e), s) for e in dataset.episodes("held_out") for s in range(LENGTHS[int(e)] - PAST)}
+    assert set(zip(clips.episode.tolist(), clips.start.tolist(), strict=True)) == starts
+    assert bool(clips.valid[:, : PAST + 1].all())  # the past is real, and at least one transition to imagine is
+    ends = (clips.terminated & clips.valid).long().argmax(1)[clips.terminated.any(1)] - PAST
+    assert set(ends.tolist()) == set(range(HORIZON))  # an end at every horizon
     assert torch.equal(clips.frames[:, 0, 0, 0, 1].long(), clips.start)
 
 
@@ -64,30 +65,42 @@ def test_clips_depend_on_the_seed_alone(dataset: Dataset) -> None:
 
 
 def test_no_episode_long_enough_is_an_error(dataset: Dataset) -> None:
-    with pytest.raises(ValueError, match=r"no held-out episode has 40 transitions .* the longest has 12"):
+    with pytest.raises(ValueError, match=r"no held-out episode has more than the 20 transitions"):
         held_out_clips(dataset, past=20, horizon=20, num_clips=1)
+    with pytest.raises(ValueError, match=r"no held-out clip lasts 40 steps"):
+        rollout_report(tiny_world(window=PAST + 1), dataset, horizon=40, num_clips=2)
 
 
 def test_report_measures_what_was_imagined(dataset: Dataset) -> None:
     world = tiny_world(window=PAST + 1)
-    report = rollout_report(world, dataset, horizon=HORIZON, num_clips=4, seed=3)
+    report = rollout_report(world, dataset, horizon=HORIZON, num_clips=99, num_samples=2, seed=3)
     clips = report.clips
-    dream = imagine_clips(world, clips, past=PAST, generator=torch.Generator().manual_seed(3))
+    dream = imagine_clips(world, clips, past=PAST, num_samples=2, generator=torch.Generator().manual_seed(3))
     assert torch.equal(dream.frames, report.dream.frames)
+    whole = clips.start + PAST + HORIZON <= torch.tensor(LENGTHS)[clips.episode]
+    assert torch.equal(report.is_whole, whole)
+    assert 0 < int(whole.sum()) < len(whole)
 
-    real = clips.frames[:, PAST + 1 :].double()
-    error = (dream.frames[0].double() - real).square().mean((0, 2, 3, 4)).numpy()
+    real = clips.frames[whole][:, PAST + 1 :].double()
+    error = (dream.frames[:, whole].double() - real).square().mean((0, 1, 3, 4, 5)).numpy()
     np.testing.assert_allclose(report.model.mean, decibels(error), rtol=1e-12)
-    copied = (clips.frames[:, PAST : PAST + 1].double() - real).square().mean((0, 2, 3, 4)).numpy()
+    copied = (clips.frames[whole][:, PAST : PAST + 1].double() - real).square().mean((0, 2, 3, 4)).numpy()
     np.testing.assert_allclose(report.copy_last.mean, decibels(copied), rtol=1e-12)
 
-    rewards = clips.rewards[:, PAST:]
     train = np.concatenate([dataset.episode(int(i)).rewards for i in dataset.episodes("train")])
-    expected = (rewards - float(train.mean())).square().mean().sqrt()
-    assert report.reward.constant == pytest.approx(float(expected), rel=1e-6)
-    assert report.reward.model == pytest.approx(
-        float((dream.reward_means[0] - rewards).square().mean().sqrt()), rel=1e-6
-    )
+    model, constant = [], []
+    for row in range(len(whole)):
+        for t in range(HORIZON):
+            if not bool(clips.valid[row, PAST + t]):
+                continue
+            alive = [s for s in range(2) if not bool(dream.terminated[s, row, :t].any())] or [0, 1]
+            expected = np.mean([float(dream.reward_means[s, row, t]) for s in alive])
+            reward = float(clips.rewards[row, PAST + t])
+            model.append((expected - reward) ** 2)
+            constant.append((float(train.mean()) - reward) ** 2)
+    # Float32 sums of about a hundred terms.
+    assert report.reward.model == pytest.approx(np.mean(model) ** 0.5, rel=1e-5)
+    assert report.reward.constant == pytest.approx(np.mean(constant) ** 0.5, rel=1e-5)
 
 
 def test_imagining_uses_the_recorded_actions(dataset: Dataset) -> None:
@@ -108,7 +121,14 @@ def test_demo_writes_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixt
 
     out = demo(
         DemoConfig(
-            out=str(tmp_path / "demo"), episodes=8, minutes=0.04, horizon=3, rollouts=4, scored=1, speed_seconds=0.2
+            out=str(tmp_path / "demo"),
+            episodes=8,
+            minutes=0.04,
+            horizon=3,
+            rollouts=4,
+            samples=2,
+            scored=1,
+            speed_seconds=0.2,
         )
     )
     summary = json.loads((out / "summary.json").read_text())

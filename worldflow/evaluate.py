@@ -13,19 +13,21 @@ import numpy as np
 import torch
 
 from worldflow.data import Dataset, gather
-from worldflow.index import window_index
 from worldflow.metrics import Curve, psnr_curve
 from worldflow.types import Clip, Dream
 
 if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
     from worldflow.world import WorldModel
 
-__all__ = ["RewardError", "RolloutReport", "held_out_clips", "imagine_clips", "rollout_report"]
+__all__ = ["RewardError", "RolloutReport", "expected_reward", "held_out_clips", "imagine_clips", "rollout_report"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardError:
-    """Root-mean-square error of the reward over all rollouts and horizons, in the reward's own units."""
+    """Root-mean-square error of the reward over all imagined transitions that exist, in the reward's own units."""
 
     model: float
     constant: float
@@ -39,6 +41,9 @@ class RolloutReport:
         clips: The recorded clips.
         past: Transitions of each clip that were given; the rest was imagined.
         dream: What was imagined.
+        is_whole: Clips whose episode lasts to the last horizon. Pictures are compared on these, so that every horizon
+            is an average over the same rollouts; rewards on all transitions that exist, so that an episode's end comes
+            at every horizon.
         model, copy_last: PSNR in dB over the horizon, with 95 % bootstrap intervals over clips.
         reward: Error of the expected reward.
     """
@@ -46,13 +51,17 @@ class RolloutReport:
     clips: Clip
     past: int
     dream: Dream
+    is_whole: Bool[Tensor, " clip"]
     model: Curve
     copy_last: Curve
     reward: RewardError
 
 
 def held_out_clips(dataset: Dataset, *, past: int, horizon: int, num_clips: int, seed: int = 0) -> Clip:
-    """Whole windows of held-out episodes, ends of episodes included, in a random order that `seed` fixes.
+    """Windows that start anywhere in held-out episodes, in a random order that `seed` fixes.
+
+    A window begins with at least `past` transitions and one more; where its episode ends before the horizon it is
+    padded, and `valid` says so.
 
     Args:
         dataset: The data set.
@@ -65,18 +74,14 @@ def held_out_clips(dataset: Dataset, *, past: int, horizon: int, num_clips: int,
         ValueError: If no held-out episode is long enough.
     """
     lengths = np.asarray(dataset.lengths, dtype=np.int64)
-    length = past + horizon
-    episodes = dataset.episodes("held_out")
-    long_enough = episodes[lengths[episodes] >= length]
-    if len(long_enough) == 0:
+    starts = [(int(e), start) for e in dataset.episodes("held_out") for start in range(int(lengths[e]) - past)]
+    if not starts:
         raise ValueError(
-            f"no held-out episode has {length} transitions ({past} past, {horizon} ahead); the longest has "
-            f"{int(lengths[episodes].max()) if len(episodes) else 0}: shorten the horizon or record longer episodes"
+            f"no held-out episode has more than the {past} transitions that the world wants to see; "
+            "record longer episodes, or train a world with a smaller window"
         )
-    room = int((lengths[long_enough] - length + 1).sum())
-    index = window_index(lengths, length, stride=max(1, room // (2 * num_clips)), episodes=long_enough)
-    order = np.random.default_rng(seed).permutation(len(index))[:num_clips]
-    return gather(dataset, index[order], length)
+    order = np.random.default_rng(seed).permutation(len(starts))[:num_clips]
+    return gather(dataset, np.array(starts)[order], past + horizon)
 
 
 def imagine_clips(
@@ -104,7 +109,7 @@ def rollout_report(
     dataset: Dataset,
     *,
     horizon: int = 16,
-    num_clips: int = 64,
+    num_clips: int = 96,
     num_samples: int = 1,
     seed: int = 0,
 ) -> RolloutReport:
@@ -115,26 +120,47 @@ def rollout_report(
         dataset: The data set it was trained on, whose held-out episodes are used, or another one.
         horizon: Transitions to imagine.
         num_clips: Held-out clips.
-        num_samples: Futures of each clip; errors are averaged over them, frames never are.
+        num_samples: Futures of each clip. Errors of frames are averaged over them, frames never are; the expected
+            reward is.
         seed: Of the choice of clips and of the imagination.
+
+    Raises:
+        ValueError: If no held-out episode is long enough.
     """
     past = world.config.flow.window - 1
     clips = held_out_clips(dataset, past=past, horizon=horizon, num_clips=num_clips, seed=seed)
-    dream = imagine_clips(
-        world, clips, past=past, num_samples=num_samples, generator=torch.Generator().manual_seed(seed)
-    )
-    real = clips.frames[:, past + 1 :]
+    valid = clips.valid[:, past:]
+    is_whole = valid[:, -1]
+    if not bool(is_whole.any()):
+        raise ValueError(f"no held-out clip lasts {horizon} steps; shorten the horizon or record longer episodes")
+    generator = torch.Generator().manual_seed(seed)
+    dream = imagine_clips(world, clips, past=past, num_samples=num_samples, generator=generator)
+    real, imagined = clips.frames[is_whole][:, past + 1 :], dream.frames.cpu()[:, is_whole]
+    train = np.concatenate([dataset.outcomes(int(i))[1] for i in dataset.episodes("train")])
     rewards = clips.rewards[:, past:]
-    train = np.concatenate([dataset.episode(int(i)).rewards for i in dataset.episodes("train")])
-    error = dream.reward_means.mean(0).cpu() - rewards
     return RolloutReport(
         clips=clips,
         past=past,
         dream=dream,
-        model=psnr_curve(real, dream.frames.cpu()),
-        copy_last=psnr_curve(real, clips.frames[:, past : past + 1]),
+        is_whole=is_whole,
+        model=psnr_curve(real, imagined),
+        copy_last=psnr_curve(real, clips.frames[is_whole][:, past : past + 1]),
         reward=RewardError(
-            model=float(error.square().mean().sqrt()),
-            constant=float((rewards - float(train.mean())).square().mean().sqrt()),
+            model=_rms((expected_reward(dream).cpu() - rewards)[valid]),
+            constant=_rms((rewards - float(train.mean()))[valid]),
         ),
     )
+
+
+def expected_reward(dream: Dream) -> Float[Tensor, "batch time"]:
+    """The mean reward of a transition over the futures that get there.
+
+    A recorded transition exists because its episode had not ended before; so futures that drew an end earlier do not
+    count. Where all did, all count.
+    """
+    alive = dream.alive | ~dream.alive.any(0)
+    return (dream.reward_means * alive).sum(0) / alive.sum(0)
+
+
+def _rms(error: Tensor) -> float:
+    return float(error.square().mean().sqrt())

@@ -360,10 +360,10 @@ class _Run:
     def _picture(self, world: WorldModel) -> None:
         """Film strips of held-out futures, real above imagined, as `imagined.png`."""
         past = world.config.flow.window - 1
-        lengths = np.asarray(self.dataset.lengths)[self.dataset.episodes("held_out")]
-        horizon = min(16, int(lengths.max()) - past)
-        if horizon < 1:
+        longest = int(np.asarray(self.dataset.lengths)[self.dataset.episodes("held_out")].max())
+        if longest <= past:
             return  # held-out episodes are all shorter than the past that the world wants to see
+        horizon = min(16, longest - past)
         clips = held_out_clips(self.dataset, past=past, horizon=horizon, num_clips=3, seed=self.config.seed)
         dream = imagine_clips(world, clips, past=past, generator=torch.Generator().manual_seed(self.config.seed))
         from worldflow.figures import save_figure  # drawing is slow to import and not needed to train
