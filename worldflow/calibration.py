@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from worldflow.detection import trailing_mean
 from worldflow.score import EpisodeScores, score
 from worldflow.world import WorldModel
 
@@ -48,8 +49,6 @@ STATISTICS = {
     "reconstruction": "error of the codec's round trip: the frame does not look like one",
 }
 """What an alarm may rest on."""
-
-SMOOTHING = 8
 TAIL = 0.9
 
 
@@ -192,7 +191,7 @@ def _checked_rates(**rates: float) -> None:
 
 
 def _statistics(scores: EpisodeScores) -> dict[str, np.ndarray]:
-    mean = _trailing_mean(scores.above_floor)
+    mean = trailing_mean(scores.above_floor)
     return {
         "frame_unlikely": scores.above_floor,
         "frame_too_likely": -scores.above_floor,
@@ -203,14 +202,6 @@ def _statistics(scores: EpisodeScores) -> dict[str, np.ndarray]:
         "terminated": -scores.terminated,
         "reconstruction": scores.reconstruction,
     }
-
-
-def _trailing_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the last `SMOOTHING` values, or all so far."""
-    sums = np.concatenate(([0.0], np.cumsum(values)))
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - SMOOTHING, 0)
-    return (sums[ends] - sums[starts]) / (ends - starts)
 
 
 def _surprises(usual: Mapping[str, np.ndarray], scores: EpisodeScores) -> np.ndarray:

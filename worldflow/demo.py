@@ -47,13 +47,13 @@ class DemoConfig:
     """The real environment."""
     episodes: int = 300
     """Episodes to record."""
-    minutes: float = 3.75
+    minutes: float = 3.6
     """Minutes to train, codec and flow together."""
     horizon: int = 16
     """Steps to imagine ahead."""
     rollouts: int = 96
     """Held-out rollouts to compare."""
-    samples: int = 4
+    samples: int = 8
     """Futures to imagine of each."""
     scored: int = 12
     """Fresh episodes to score, normal ones and of each anomaly."""

@@ -20,10 +20,20 @@ if TYPE_CHECKING:
     from worldflow.score import EpisodeScores
     from worldflow.types import Episode
 
-__all__ = ["BASELINE", "DetectionTable", "anomaly_labels", "detection_table", "frame_difference", "statistics"]
+__all__ = [
+    "BASELINE",
+    "SMOOTHING",
+    "DetectionTable",
+    "anomaly_labels",
+    "detection_table",
+    "frame_difference",
+    "statistics",
+    "trailing_mean",
+]
 
 BASELINE = "frame difference"
 SMOOTHING = 8
+"""Transitions of a trailing mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +49,14 @@ def frame_difference(episode: Episode) -> Float[np.ndarray, " time"]:
     return np.abs(frames[1:] - frames[:-1]).mean((1, 2, 3))
 
 
+def trailing_mean(values: Float[np.ndarray, " time"]) -> Float[np.ndarray, " time"]:
+    """Mean over the last `SMOOTHING` values, or all so far."""
+    sums = np.concatenate(([0.0], np.cumsum(values)))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - SMOOTHING, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
 def statistics(scores: EpisodeScores, episode: Episode) -> dict[str, Float[np.ndarray, " time"]]:
     """What may tell an anomaly, a number a transition, higher for more anomalous.
 
@@ -50,14 +68,10 @@ def statistics(scores: EpisodeScores, episode: Episode) -> dict[str, Float[np.nd
     - `reconstruction`: how badly the codec draws the frame, squared error;
     - `frame difference`: the baseline.
     """
-    above = scores.above_floor
-    sums = np.cumsum(np.concatenate(([0.0], above)))
-    first = np.maximum(np.arange(len(above)) + 1 - SMOOTHING, 0)
-    smooth = (sums[1:] - sums[first]) / (np.arange(len(above)) + 1 - first)
     return {
         "surprise": -scores.log_prob,
-        "frame": above,
-        f"frame, {SMOOTHING}-step mean": smooth,
+        "frame": scores.above_floor,
+        f"frame, {SMOOTHING}-step mean": trailing_mean(scores.above_floor),
         "action": -scores.action_ratio,
         "reward": -scores.reward,
         "reconstruction": scores.reconstruction,

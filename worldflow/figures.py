@@ -162,12 +162,8 @@ def timeline_figure(
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
         for axes, name in zip(panels, lines, strict=True):
-            first = next(_runs(spans[name]), None) if name in spans else None
-            if first is not None:
-                axes.annotate(
-                    "anomaly", (first[0] - 0.5, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
-                    textcoords="offset points", fontsize=8, color=ANOMALY, annotation_clip=False,
-                )  # fmt: skip
+            if name in spans and spans[name].any():
+                axes.set_title("anomaly", fontsize=8, color=ANOMALY, loc="right", pad=4)  # never on the panel's name
         if threshold is not None:
             panels[0].annotate(
                 "alarm above", (1, threshold), xycoords=("axes fraction", "data"), xytext=(-2, 2),
