@@ -262,7 +262,7 @@ def test_says_what_is_wrong(data: Path, tmp_path: Path) -> None:
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "training.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(
-        ValueError, match=r"cannot read .*training.pt .*start without resume in another folder"
+        ValueError, match=r"training.pt is damaged or no state of a training; train anew in another folder"
     ) as error:
         train(data, out=tmp_path / "damaged", resume=True, **options)
     assert "\n" not in str(error.value)
@@ -288,3 +288,17 @@ def test_interrupt_keeps_what_was_learned(data: Path, tmp_path: Path, monkeypatc
     assert torch.load(tmp_path / "run" / "training.pt", weights_only=True)["step"] == OPTIONS["steps"]
     same = [torch.equal(t, resumed.state_dict()[n]) for n, t in kept["world"].items() if n.startswith("codec.")]
     assert same and all(same)  # the codec was done and is not trained again
+
+
+def test_full_disk_is_told_and_leaves_no_half_state(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(record: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos\nmore lines")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"cannot write .*training.pt: .*; free some space, then resume") as error:
+        train(data, out=tmp_path / "run", **OPTIONS)
+    assert "\n" not in str(error.value)
+    assert not [p.name for p in (tmp_path / "run").iterdir() if "training" in p.name]

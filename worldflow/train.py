@@ -127,8 +127,7 @@ class _Saved:
                 path=path, stage=record["stage"], fit=state, world=record["world"], generator=record["generator"]
             )
         except (RuntimeError, KeyError, EOFError, TypeError, UnpicklingError, BadZipFile) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"cannot read {path} ({reason}); start without resume in another folder") from error
+            raise ValueError(f"{path} is damaged or no state of a training; train anew in another folder") from error
 
     def restore(self, world: WorldModel) -> None:
         try:
@@ -331,8 +330,14 @@ class _Run:
             "world": world.state_dict(),
             "generator": self.generator.get_state(),
         }
-        with replacing(self.folder / "training.pt") as path:
-            torch.save(record, path)
+        target = self.folder / "training.pt"
+        try:
+            with replacing(target) as path:
+                torch.save(record, path)
+        except RuntimeError as error:  # torch's word for a failed write
+            raise OSError(
+                f"cannot write {target}: {str(error).splitlines()[0]}; free some space, then resume"
+            ) from error
         if stage is FLOW:
             self._save_world(world)
 
@@ -364,7 +369,8 @@ class _Run:
         if longest <= past:
             return  # held-out episodes are all shorter than the past that the world wants to see
         horizon = min(16, longest - past)
-        clips = held_out_clips(self.dataset, past=past, horizon=horizon, num_clips=3, seed=self.config.seed)
+        clips = held_out_clips(self.dataset, past=past, horizon=horizon, num_clips=16, seed=self.config.seed)
+        clips = clips[clips.valid.sum(1).argsort(descending=True, stable=True)[:3]]  # the longest ones show most
         dream = imagine_clips(world, clips, past=past, generator=torch.Generator().manual_seed(self.config.seed))
         from worldflow.figures import save_figure  # drawing is slow to import and not needed to train
         from worldflow.strips import imagined_figure

@@ -131,6 +131,10 @@ class Clip:
         """The same clip on another device."""
         return Clip(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
+    def __getitem__(self, rows: Tensor | slice) -> Clip:
+        """Some rows of the batch."""
+        return Clip(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
 
 @dataclass(frozen=True, kw_only=True)
 class LogProb:
