@@ -9,6 +9,7 @@ matter, and the static background is added to the decoder's output rather than l
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -74,7 +75,7 @@ class CodecConfig:
         return self.latent_dim if self.kind == "latent" else self.patch_size**2 * self.frame_shape[2]
 
 
-class Codec(nn.Module):
+class Codec(nn.Module, ABC):
     """What both codecs share: shapes, padding to whole cells, and the boundary between `uint8` and floats.
 
     Args:
@@ -110,13 +111,13 @@ class Codec(nn.Module):
         frames = [to_uint8(self.decode_pixels(part)[..., :rows, :columns]) for part in flat.split(chunk)]
         return torch.cat(frames).reshape(*x.shape[:-2], *frames[0].shape[1:])
 
+    @abstractmethod
     def encode_pixels(self, pixels: Float[Tensor, "frame channel row column"]) -> Float[Tensor, "frame token latent"]:
         """The code of padded float frames."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode_pixels(self, x: Float[Tensor, "frame token latent"]) -> Float[Tensor, "frame channel row column"]:
         """Padded float frames of a code."""
-        raise NotImplementedError
 
     def _pad(self, pixels: Tensor) -> Tensor:
         rows, columns = (cells * self.config.patch_size for cells in self.config.grid)
