@@ -218,41 +218,13 @@ class VideoFlow(nn.Module):
         """
         self._check(x, actions)
         u, log_det = self.to_deep(x)
-        return self.score_deep(u, log_det, actions, hide_actions=hide_actions, state=state, keep_state=keep_state)
-
-    def score_deep(
-        self,
-        u: Float[Tensor, "batch time token latent"],
-        log_det: Float[Tensor, "batch time token"],
-        actions: Float[Tensor, "batch time action"] | None = None,
-        *,
-        hide_actions: Bool[Tensor, " batch"] | None = None,
-        state: WorldState | None = None,
-        keep_state: bool = False,
-    ) -> FlowOutput:
-        """The rest of `forward`, from the shallow blocks' output on."""
         B, T = u.shape[:2]
         if state is None and keep_state:
             state = self.initial_state(B)
         count = None if state is None else state.count
-        index = torch.arange(T, device=u.device).expand(B, T) + (0 if count is None else count[:, None])
-        hidden = torch.zeros(B, dtype=torch.bool, device=u.device) if hide_actions is None else hide_actions
-        is_hidden = hidden[:, None].expand(B, T)
         before = u.new_zeros(B, 2, *u.shape[2:]) if state is None else state.latents.to(u.dtype)
         history = torch.cat((before, u), dim=1)
-
-        draft, draft_new = None, None
-        if self.drafter is not None:
-            draft, draft_new = self.drafter(
-                history[:, 1:-1],
-                history[:, :-2],
-                actions,
-                index=index,
-                is_hidden=is_hidden,
-                past=None if state is None else _cache(state.draft_keys, state.draft_values),
-                count=count,
-            )
-        lead = self.deep.lead(actions, is_first=index == 0, is_hidden=is_hidden, before=history[:, 1:-1, -1])
+        draft, draft_new, lead = self._look_ahead(history[:, :-1], actions, hide_actions=hide_actions, state=state)
         past = None if state is None else _cache(state.deep_keys, state.deep_values)
         out = self.deep(u, lead=lead, draft=draft, past=past, count=count)
         z = (u - out.mu) / out.sigma
@@ -290,22 +262,8 @@ class VideoFlow(nn.Module):
             tolerance: How closely.
             hide_actions: Rows that do not see their action.
         """
-        B = len(state)
         actions = None if action is None else action[:, None]
-        hidden = torch.zeros(B, dtype=torch.bool, device=z.device) if hide_actions is None else hide_actions
-        index, is_hidden = state.count[:, None], hidden[:, None]
-        draft, draft_new = None, None
-        if self.drafter is not None:
-            draft, draft_new = self.drafter(
-                state.latents[:, 1:],
-                state.latents[:, :1],
-                actions,
-                index=index,
-                is_hidden=is_hidden,
-                past=_cache(state.draft_keys, state.draft_values),
-                count=state.count,
-            )
-        lead = self.deep.lead(actions, is_first=index == 0, is_hidden=is_hidden, before=state.latents[:, 1:, -1])
+        draft, draft_new, lead = self._look_ahead(state.latents, actions, hide_actions=hide_actions, state=state)
         past = _cache(state.deep_keys, state.deep_values)
         flat_draft = None if draft is None else draft[:, 0]
         if flat_draft is not None:
@@ -321,6 +279,37 @@ class VideoFlow(nn.Module):
         return DrawnFrame(
             u=solution.x, log_prob=log_prob[:, 0], hidden=out.hidden[:, 0], state=after, sweeps=solution.sweeps
         )
+
+    def _look_ahead(
+        self,
+        before: Float[Tensor, "batch time+1 token latent"],
+        actions: Float[Tensor, "batch time action"] | None,
+        *,
+        hide_actions: Bool[Tensor, " batch"] | None,
+        state: WorldState | None,
+    ) -> tuple[Tensor | None, KeyValue | None, Tensor]:
+        """What is known of each frame before it is there: its draft, what drafting leaves, and its lead slot.
+
+        `before` holds `u` of the two frames before the first one, then of all frames but the last.
+        """
+        B, T = len(before), before.shape[1] - 1
+        count = None if state is None else state.count
+        index = torch.arange(T, device=before.device).expand(B, T) + (0 if count is None else count[:, None])
+        hidden = torch.zeros(B, dtype=torch.bool, device=before.device) if hide_actions is None else hide_actions
+        is_hidden = hidden[:, None].expand(B, T)
+        draft, draft_new = None, None
+        if self.drafter is not None:
+            draft, draft_new = self.drafter(
+                before[:, 1:],
+                before[:, :-1],
+                actions,
+                index=index,
+                is_hidden=is_hidden,
+                past=None if state is None else _cache(state.draft_keys, state.draft_values),
+                count=count,
+            )
+        lead = self.deep.lead(actions, is_first=index == 0, is_hidden=is_hidden, before=before[:, 1:, -1])
+        return draft, draft_new, lead
 
     def _advance(
         self, state: WorldState, latents: Tensor, num_frames: int, deep: KeyValue, draft: KeyValue | None

@@ -56,7 +56,7 @@ def flow_loss(
     features = torch.cat((features.new_zeros(B, 1, features.shape[-1]), features), dim=1)
     out = world.flow(x, features, hide_actions=hide)
     valid = batch.valid.to(device)
-    is_frame = torch.cat((valid[:, :1] | True, valid), dim=1)
+    is_frame = torch.cat((torch.ones_like(valid[:, :1]), valid), dim=1)
 
     def mean(values: Tensor, mask: Tensor) -> Tensor:
         return (values * mask).sum() / mask.sum()
