@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +143,21 @@ def test_demo_writes_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "data:image/gif" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "PSNR (dB)" in capsys.readouterr().out
+
+
+def test_demo_replaces_its_own_folders_and_nobody_elses(tmp_path: Path) -> None:
+    demo_module = import_module("worldflow.demo")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "precious").touch()
+    with pytest.raises(FileExistsError, match=r"data was not made by a demo and would be replaced; choose another"):
+        demo_module.demo(demo_module.DemoConfig(out=str(tmp_path)))
+    assert (tmp_path / "data" / "precious").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+    own = tmp_path / "own"
+    demo_module._clear_earlier_demo(own)
+    (own / "data").mkdir()
+    (own / "report.html").touch()
+    demo_module._clear_earlier_demo(own)
+    assert not (own / "data").exists()
+    assert (own / "report.html").exists()

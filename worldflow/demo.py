@@ -44,7 +44,7 @@ class DemoConfig:
     out: str = "runs/demo"
     """Folder for data, world and report; an earlier demo there is replaced."""
     env: str = "worldflow/InvertedPendulum-v0"
-    """The real environment."""
+    """The real environment: an inverted pendulum, which is what the demo's policy can drive."""
     episodes: int = 300
     """Episodes to record."""
     minutes: float = 3.5
@@ -85,15 +85,16 @@ def demo(config: DemoConfig | None = None) -> Path:
 
     Returns:
         The folder.
+
+    Raises:
+        FileExistsError: If the folder holds data or a world that no demo made.
     """
     from worldflow.envs.collect import collect, record_episode
     from worldflow.envs.policies import PendulumSwayer
 
     config = config or DemoConfig()
     out = Path(config.out)
-    for name in ("data", "world"):
-        if (out / name).is_dir():
-            shutil.rmtree(out / name)
+    _clear_earlier_demo(out)
     stages, start = _Stages(), time.monotonic()
 
     with stages("collect", f"{config.episodes} episodes of {config.env} from pixels"):
@@ -139,6 +140,18 @@ def demo(config: DemoConfig | None = None) -> Path:
     _print(summary)
     print(f"\nreport: {out / 'report.html'}\nnumbers: {out / 'summary.json'}")
     return out
+
+
+def _clear_earlier_demo(out: Path) -> None:
+    """Make room for data and world, but only where a mark says that what stands there is a demo's own."""
+    mark, folders = out / ".worldflow-demo", [out / "data", out / "world"]
+    for folder in folders:
+        if folder.exists() and not mark.exists():
+            raise FileExistsError(f"{folder} was not made by a demo and would be replaced; choose another --out")
+    for folder in folders:
+        if folder.exists():
+            shutil.rmtree(folder)
+    write_bytes(mark, b"data/ and world/ beside this file are replaced by the next demo\n")
 
 
 def _scored_environments(env_id: str) -> dict[str, Any]:
