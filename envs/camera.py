@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from worldflow.envs.surfaces import Look, RayHits, Rays, Surfaces, Vector, close_name, dot
+from worldflow.envs.surfaces import Look, RayHits, Rays, Surfaces, Vector, dot
+from worldflow.hints import did_you_mean
 
 if TYPE_CHECKING:
     from mujoco import MjData, MjModel
@@ -376,5 +377,5 @@ def _alpha(model: MjModel) -> NDArray[np.float32]:
 def _body_id(model: MjModel, name: str) -> int:
     names = [model.body(i).name for i in range(model.nbody)]
     if name not in names:
-        raise ValueError(f"the model has no body {name!r}; {close_name(name, names)}")
+        raise ValueError(f"the model has no body {name!r}{did_you_mean(name, names)}")
     return names.index(name)

@@ -7,7 +7,6 @@ same as one that was not.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import os
@@ -27,6 +26,7 @@ from worldflow import __version__
 from worldflow.envs.policies import Mixed, Policy, make_policy, start_episode, valid_action
 from worldflow.envs.recorder import OnExisting, Recorder
 from worldflow.envs.tasks import PixelObservation
+from worldflow.hints import did_you_mean
 from worldflow.index import SplitRule
 from worldflow.spaces import action_spec, frame_shape
 from worldflow.types import Episode
@@ -245,9 +245,8 @@ def _make(env_id: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     try:
         gym.spec(name)
     except gym.error.Error as error:
-        close = difflib.get_close_matches(name, list(gym.registry), n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "is its package imported? use module:id"
-        raise ValueError(f"unknown environment {env_id!r}; {hint}") from error
+        hint = did_you_mean(name, gym.registry, otherwise="is its package imported? use module:id", at_most=3)
+        raise ValueError(f"unknown environment {env_id!r}{hint}") from error
     try:
         return gym.make(name, **kwargs)
     except TypeError as error:

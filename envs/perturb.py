@@ -24,7 +24,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
-from worldflow.envs.surfaces import close_name
+from worldflow.hints import did_you_mean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -129,7 +129,7 @@ class Perturb(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         RecordConstructorArgs.__init__(self, anomaly=anomaly, strength=strength, start=start, duration=duration)
         gym.Wrapper.__init__(self, env)
         if anomaly not in ANOMALIES:
-            raise ValueError(f"unknown anomaly {anomaly!r}; {close_name(anomaly, ANOMALIES)}")
+            raise ValueError(f"unknown anomaly {anomaly!r}{did_you_mean(anomaly, ANOMALIES)}")
         kind = ANOMALIES[anomaly]
         if strength is not None and kind.strength is None:
             raise ValueError(f"{anomaly} has no strength, got {strength}; give its duration instead")

@@ -15,7 +15,6 @@ A policy has a name, for the command line and for the record:
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import math
 import sys
@@ -29,6 +28,7 @@ import torch
 from gymnasium import spaces
 
 from worldflow.envs.saved_agent import SavedAgent
+from worldflow.hints import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -215,9 +215,8 @@ def make_policy(
         return SavedAgent(policy, observation_space=observation_space, action_space=action_space)
     if ":" in policy:
         return _instance(_imported(policy), action_space)
-    close = difflib.get_close_matches(policy, builtin, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"use {', '.join(builtin)}, MODULE:CALLABLE or FILE.zip"
-    raise ValueError(f"unknown policy {policy!r}; {hint}")
+    hint = did_you_mean(policy, builtin, otherwise=f"use {', '.join(builtin)}, MODULE:CALLABLE or FILE.zip")
+    raise ValueError(f"unknown policy {policy!r}{hint}")
 
 
 def start_episode(policy: Policy, generator: np.random.Generator) -> None:
@@ -286,8 +285,7 @@ def _imported(name: str) -> Any:
     try:
         found = getattr(module, attribute)
     except AttributeError as error:
-        close = difflib.get_close_matches(attribute, dir(module), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(attribute, dir(module), otherwise="")
         raise ValueError(f"policy {name!r}: module {module_name!r} has no {attribute!r}{hint}") from error
     if not callable(found):
         raise ValueError(f"policy {name!r} must be a function or a class, got {type(found).__name__}")

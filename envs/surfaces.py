@@ -14,18 +14,19 @@ wave whose slope it is. So the floor turns to its mean color toward the horizon 
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from worldflow.hints import did_you_mean
+
 if TYPE_CHECKING:
     from mujoco import MjData, MjModel
     from numpy.typing import NDArray
 
-__all__ = ["Look", "RayHits", "Rays", "Surfaces", "Vector", "close_name", "dot"]
+__all__ = ["Look", "RayHits", "Rays", "Surfaces", "Vector", "dot"]
 
 Vector = tuple[float, float, float]
 
@@ -291,11 +292,4 @@ def _geom_ids(model: MjModel, name: str) -> list[int]:
     if name in bodies:
         return [int(i) for i in np.flatnonzero(model.geom_bodyid == bodies.index(name))]
     known = [*geoms, *bodies]
-    raise ValueError(f"colors names {name!r}, which is no geom or body of the model; {close_name(name, known)}")
-
-
-def close_name(name: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: the one that was meant, or all there are."""
-    known = [other for other in known if other]
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
+    raise ValueError(f"colors names {name!r}, which is no geom or body of the model{did_you_mean(name, known)}")

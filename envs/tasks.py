@@ -23,7 +23,7 @@ from gymnasium import spaces
 from gymnasium.utils import EzPickle, RecordConstructorArgs
 
 from worldflow.envs.camera import Look, RayCamera, View
-from worldflow.envs.surfaces import close_name
+from worldflow.hints import did_you_mean
 
 if TYPE_CHECKING:
     from mujoco import MjData, MjModel
@@ -132,7 +132,7 @@ class PixelTaskEnv(gym.Env["NDArray[np.uint8]", "NDArray[np.float32]"], EzPickle
             **options,
         )
         if task not in TASKS:
-            raise ValueError(f"unknown task {task!r}; {close_name(task, TASKS)}")
+            raise ValueError(f"unknown task {task!r}{did_you_mean(task, TASKS)}")
         for name, value in (("size", size), ("action_repeat", action_repeat), ("render_size", render_size)):
             if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")

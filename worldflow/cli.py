@@ -8,7 +8,6 @@ with 130. Results go to stdout, as JSON with `--json`; everything else goes to s
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json as json_format
 import os
 import sys
@@ -27,6 +26,7 @@ from worldflow import __version__
 from worldflow.checkpoint import load
 from worldflow.data import Dataset
 from worldflow.demo import DemoConfig, demo
+from worldflow.hints import did_you_mean
 from worldflow.log import read_log
 from worldflow.recipes import TrainConfig
 from worldflow.score import EpisodeScores, score, write_csv
@@ -212,9 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_help())
             return 0
         case [name, *_] if name not in COMMANDS:
-            close = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the commands are {', '.join(COMMANDS)}"
-            return _fail(f"unknown command {name!r}; {hint}", status=2)
+            hint = did_you_mean(name, COMMANDS, otherwise=f"the commands are {', '.join(COMMANDS)}")
+            return _fail(f"unknown command {name!r}{hint}", status=2)
     name, *options = words
     try:
         command = tyro.cli(

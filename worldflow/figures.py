@@ -13,7 +13,6 @@ import math
 import os
 import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from worldflow.atomic import write_bytes
+from worldflow.hints import did_you_mean
 from worldflow.look import (
     ANOMALY,
     COLORS,
@@ -350,8 +350,7 @@ def _some(mapping: Mapping[str, Any], what: str) -> Mapping[str, Any]:
 
 def _known(name: str, names: Collection[str], what: str) -> None:
     if name not in names:
-        close = get_close_matches(name, names, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, names, otherwise="")
         raise ValueError(f"{what} names {name!r}, which is none of {list(names)}{hint}")
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+
+from worldflow.hints import did_you_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -139,8 +140,7 @@ def encode_figure(figure: Figure, *, suffix: str) -> bytes:
     """The bytes of a figure's file: `.svg`, `.png` or `.pdf`, the same bytes for the same figure."""
     suffixes = (".svg", ".png", ".pdf")
     if suffix.lower() not in suffixes:
-        close = get_close_matches(suffix, suffixes, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(suffix, suffixes, otherwise="")
         raise ValueError(f"a figure's suffix must be one of {', '.join(suffixes)}, got {suffix!r}{hint}")
     dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # a date would make every file another
     buffer = io.BytesIO()

@@ -13,7 +13,6 @@ import numbers
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from PIL import Image
 
 from worldflow.atomic import write_bytes
 from worldflow.figures import figure_data_uri
+from worldflow.hints import did_you_mean
 from worldflow.video import to_data_uri
 
 if TYPE_CHECKING:
@@ -310,8 +310,7 @@ def _format(formats: Mapping[str, str] | None, name: str, names: Iterable[str]) 
 def _check_name(name: str, names: Iterable[str]) -> None:
     known = list(names)
     if name not in known:
-        close = get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, known, otherwise="")
         raise ValueError(f"{name!r} is none of {known}{hint}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -23,6 +22,7 @@ from worldflow.data import Dataset, gather
 from worldflow.evaluate import held_out_clips, imagine_clips
 from worldflow.fit import CODEC, FLOW, FitState, Stage, fit
 from worldflow.heads import RewardSupport
+from worldflow.hints import did_you_mean
 from worldflow.index import sample_index, window_index
 from worldflow.latents import LatentData, encode_dataset, sample_frames
 from worldflow.log import TrainLog
@@ -90,9 +90,7 @@ def _config(options: dict[str, Any]) -> TrainConfig:
     names = [f.name for f in fields(TrainConfig)]
     for name in options:
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
-            raise ValueError(f"unknown option {name!r}; {hint}")
+            raise ValueError(f"unknown option {name!r}{did_you_mean(name, names)}")
     return TrainConfig(**options)
 
 

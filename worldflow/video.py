@@ -10,7 +10,6 @@ import base64
 import io
 import os
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from worldflow.atomic import write_bytes
+from worldflow.hints import did_you_mean
 from worldflow.palette import indexed_frames
 
 if TYPE_CHECKING:
@@ -114,7 +114,8 @@ def encode_video(
         return _encode_gif(rgb, fps=fps, num_colors=num_colors, tolerance=tolerance)
     if suffix.lower() == ".mp4":
         return _encode_mp4(rgb, fps=fps)
-    raise ValueError(f"a video's suffix must be .gif or .mp4, got {suffix!r}" + _hint(suffix, (".gif", ".mp4")))
+    hint = did_you_mean(suffix, (".gif", ".mp4"), otherwise="")
+    raise ValueError(f"a video's suffix must be .gif or .mp4, got {suffix!r}{hint}")
 
 
 def read_video(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "time row column 3"]:
@@ -350,11 +351,6 @@ def _cut(label: str, *, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, widt
     fits = (end for end in range(len(label) - 1, 0, -1) if font.getlength(label[:end] + "…") <= width)
     end = next(fits, 0)
     return label[:end] + "…" if end else ""
-
-
-def _hint(given: str, known: Sequence[str]) -> str:
-    close = get_close_matches(given, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _sniff(data: bytes) -> str | None:
