@@ -13,16 +13,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from worldflow.log import TrainLog
 from worldflow.threads import ThreadChoice
 
-__all__ = ["CODEC", "FLOW", "FitState", "Stage", "fit"]
+__all__ = ["CODEC", "FLOW", "FitState", "Log", "Stage", "fit"]
 
 MUON_RATE = 20.0
 """Learning rate of Muon's orthogonal updates, as a multiple of AdamW's."""
@@ -45,6 +44,14 @@ CODEC = Stage(name="codec", headline="codec/psnr", rate="codec/frames_per_second
 FLOW = Stage(name="flow", headline="flow/above_floor", rate="flow/transitions_per_second")
 
 
+class Log(Protocol):
+    """Where metrics go; `worldflow.log.TrainLog` is one."""
+
+    def write(self, step: int, seconds: float, metrics: dict[str, float]) -> None:
+        """Take the metrics of one moment."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitState:
     """How far a fit has come: what it needs, beside the weights, to go on."""
@@ -57,7 +64,7 @@ class FitState:
 def fit(
     module: nn.Module,
     batch_loss: Callable[[], tuple[Tensor, dict[str, Tensor]]],
-    log: TrainLog,
+    log: Log,
     *,
     stage: Stage,
     steps: int,
@@ -73,6 +80,7 @@ def fit(
     save: Callable[[FitState], None],
     save_every: float,
     progress: bool,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Minimize a loss.
 
@@ -95,6 +103,7 @@ def fit(
         save: Called every `save_every` minutes and at the end, with what is needed to go on.
         save_every: Minutes.
         progress: Show a progress bar.
+        clock: Tells seconds, from any beginning.
     """
     optimizers = _optimizers(module, learning_rate=learning_rate, weight_decay=weight_decay)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
@@ -105,7 +114,7 @@ def fit(
         for optimizer, saved in zip(optimizers, start.optimizers, strict=True):
             optimizer.load_state_dict(saved)
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    begin, step = time.monotonic() - spent, first
+    begin, step = clock() - spent, first
     next_look, next_save = spent + 60 * look_every, spent + 60 * save_every
 
     # The number of threads changes the last bits of sums: a fit of so many steps stays as it is, so that it can be
@@ -113,7 +122,7 @@ def fit(
     threads = None if minutes is None or device.type != "cpu" else ThreadChoice()
 
     def seconds() -> float:
-        return time.monotonic() - begin
+        return clock() - begin
 
     def state() -> FitState:
         return FitState(step=step, seconds=seconds(), optimizers=[optimizer.state_dict() for optimizer in optimizers])
