@@ -10,6 +10,7 @@ from worldflow.data import Dataset, check_compatible, read_episodes, windows
 from worldflow.index import SplitRule
 from worldflow.recipes import TrainConfig, world_config
 from worldflow.score import EpisodeScores, score
+from worldflow.shipped import worlds
 from worldflow.state import WorldState
 from worldflow.train import train
 from worldflow.types import ActionSpec, Clip, DataSpec, Dream, Episode, LogProb, Transition
@@ -43,4 +44,5 @@ __all__ = [
     "train",
     "windows",
     "world_config",
+    "worlds",
 ]

@@ -2,7 +2,9 @@
 
 - `run/world.json`: configuration, as `WorldConfig`, and how it was trained;
 - `run/world.safetensors`: weights and statistics;
-- `run/contexts.npz`: a small bank of recorded pasts to start from.
+- `run/contexts.npz`: a small bank of recorded pasts to start from, compressed without loss.
+
+Worlds that ship with the package are such folders too, with weights of half the width.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from worldflow.atomic import replacing, write_bytes
+from worldflow.shipped import run_folder
 from worldflow.world import Contexts, WorldConfig, WorldModel
 
 __all__ = ["from_plain", "load", "save", "to_plain"]
@@ -64,23 +68,39 @@ def _typed(hint: Any, value: Any) -> Any:
     return tuple(value) if origin is tuple else value
 
 
-def save(world: WorldModel, run: str | os.PathLike[str], *, training: Mapping[str, Any] | None = None) -> Path:
+def save(
+    world: WorldModel,
+    run: str | os.PathLike[str],
+    *,
+    training: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
     """Write a world to a run's folder.
 
     Args:
         world: The world.
         run: The folder; made if it does not exist.
         training: How it was trained; kept in `world.json` for people to read.
+        dtype: Type in which weights are stored, `torch.float16` for files of half the size; by default their own. What
+            is measured, not learned (statistics, the mean frame), keeps its own type, and so does a weight whose range
+            the type does not hold. `load` gives float32 back in any case.
 
     Returns:
         The folder.
 
     Raises:
+        ValueError: If `dtype` is no floating type.
         OSError: If it could not be written; what was there before is unharmed.
     """
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating type such as torch.float16, got {dtype}")
     folder = Path(run)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in world.state_dict().items()}
+    learned = {name for name, _ in world.named_parameters()}
+    tensors = {
+        name: (tensor if dtype is None or name not in learned else _narrowed(tensor, dtype)).detach().cpu().contiguous()
+        for name, tensor in world.state_dict().items()
+    }
     record = {"format": FORMAT, "config": to_plain(world.config), "training": dict(training or {})}
     text = json.dumps(record, indent=1)
 
@@ -100,11 +120,18 @@ def save(world: WorldModel, run: str | os.PathLike[str], *, training: Mapping[st
 def load(run: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> WorldModel:
     """Read a world from a run's folder, ready to step.
 
+    Args:
+        run: The folder, or the name of a world that ships: `"worldflow/Reacher"`, see `worldflow.worlds`.
+        device: Where to put it.
+
+    Returns:
+        The world in evaluation mode, its weights in float32 whatever they are stored in.
+
     Raises:
-        FileNotFoundError: If the folder or a file of it is missing.
-        ValueError: If a file is damaged or does not fit this version.
+        FileNotFoundError: If the folder or a file of it is missing, or no world of this name ships.
+        ValueError: If a file is damaged or does not fit this version, or a name is also a folder's.
     """
-    folder = Path(run)
+    folder = run_folder(run)
     description = folder / "world.json"
     if not description.is_file():
         reason = "the folder does not exist" if not folder.is_dir() else "it holds no world.json"
@@ -135,6 +162,17 @@ def load(run: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> 
     world.load_state_dict(tensors)
     world.contexts = _contexts(folder / "contexts.npz")
     return world.to(device).eval()
+
+
+def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in another type, or as it is where that would cost more than the type's rounding.
+
+    float16 overflows above 65504 and loses digits below 6e-5; a tensor of such numbers stays as it is.
+    """
+    narrow = tensor.to(dtype)
+    error, size = (narrow.to(tensor.dtype) - tensor).abs(), tensor.abs()
+    is_held = tensor.numel() == 0 or bool(error.max() <= torch.finfo(dtype).eps * size.max())
+    return narrow if is_held else tensor
 
 
 def _contexts(path: Path) -> Contexts | None:

@@ -89,13 +89,15 @@ class DataSpec:
         observation_space, action_space: The recorded spaces, as Minari serializes them (JSON).
         env_spec: The recorded environment's specification as JSON, or None.
         dataset_id: Its name.
+
+    Its `repr` leaves the JSON out: the bounds of an image are a number a pixel.
     """
 
     frame_shape: tuple[int, int, int]
     action: ActionSpec
-    observation_space: str
-    action_space: str
-    env_spec: str | None = None
+    observation_space: str = field(repr=False)
+    action_space: str = field(repr=False)
+    env_spec: str | None = field(default=None, repr=False)
     dataset_id: str = ""
 
 
