@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["METRICS", "TrainLog", "read_log"]
+__all__ = ["METRICS", "NoLog", "TrainLog", "read_log"]
 
 METRICS = {
     "codec/loss": "reconstruction error, weighted by the distance from the mean frame ([-1, 1] units, squared)",
@@ -70,6 +70,13 @@ class TrainLog:
         self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+class NoLog:
+    """A log that nobody reads, for fits whose result is measured afterwards."""
+
+    def write(self, step: int, seconds: float, metrics: dict[str, float]) -> None:
+        """Forget the metrics."""
 
 
 def read_log(run: Path) -> list[dict[str, float]]:
