@@ -1,4 +1,4 @@
-"""Builds the sdist and from it the wheel, installs the wheel elsewhere and imports every module of it.
+"""Builds the sdist and from it the wheel, installs the wheel elsewhere, and imports and loads all that it holds.
 
 The scratch environment sees the dependencies of the environment this runs in, but none of its `.pth` files:
 an editable install of the same package stays out of sight, and so does the repository.
@@ -28,21 +28,30 @@ for name in sys.argv[1:]:
     assert module.__file__.startswith(root), f"{name} came from {module.__file__}, not from the wheel"
 (script,) = importlib.metadata.distribution("worldflow").entry_points.select(group="console_scripts")
 assert callable(script.load()), f"{script.value} is not callable"
-print(f"worldflow {importlib.metadata.version('worldflow')}: {len(sys.argv) - 1} modules imported from the wheel")
+import worldflow
+for name in worldflow.worlds():
+    worldflow.load(name)
+print(f"worldflow {importlib.metadata.version('worldflow')} from the wheel:", end=" ")
+print(f"{len(sys.argv) - 1} modules imported, {len(worldflow.worlds())} worlds loaded")
 """
 
 
+MAX_WORLDS = 25_000_000
+"""Most bytes that all worlds in the wheel may take together."""
+
+
 def expected_files() -> set[str]:
-    """What the three source folders hold, under the names the wheel gives it."""
+    """What the three source folders and the worlds that ship hold, under the names the wheel gives it."""
     folders = {"worldflow": "worldflow", "worldflow/envs": "envs", "worldflow/agents": "agents"}
     files = {
         f"{package}/{path.name}" for package, folder in folders.items() for path in (REPOSITORY / folder).glob("*.py")
     }
-    return files | {"worldflow/py.typed"}
+    worlds = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "worldflow" / "worlds").glob("*/*")}
+    return files | worlds | {"worldflow/py.typed"}
 
 
 def main() -> None:
-    """Exits with 0 if every module of the built wheel imports."""
+    """Exits with 0 if every module of the built wheel imports and every world of it loads."""
     dist = Path(sys.argv[1]).resolve()
     shutil.rmtree(dist, ignore_errors=True)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(dist), str(REPOSITORY)]
@@ -55,8 +64,11 @@ def main() -> None:
     if sorted(names) != sorted(expected_files()):
         wrong = set(names) ^ expected_files() or "a file stands twice"
         sys.exit(f"{wheel.name} does not hold exactly the source folders' files: {wrong}")
-    modules = sorted(name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in names)
-    modules.remove("worldflow.py.typed")
+    size = sum(info.file_size for info in zipfile.ZipFile(wheel).infolist() if "/worlds/" in info.filename)
+    if size > MAX_WORLDS:
+        sys.exit(f"the worlds of {wheel.name} take {size} bytes together; {MAX_WORLDS} are promised as the most")
+    sources = sorted(name.removesuffix(".py") for name in names if name.endswith(".py"))
+    modules = [name.removesuffix("/__init__").replace("/", ".") for name in sources]
 
     with tempfile.TemporaryDirectory() as scratch:
         venv.create(scratch, with_pip=False)

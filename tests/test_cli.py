@@ -185,7 +185,13 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
     config = {"train": worldflow.TrainConfig, "demo": cli.DemoConfig}.get(name)
     names = {f.name for kind in (cli.COMMANDS[name], config) if kind for f in fields(kind)} - {"config"}
     explained = dict(re.findall(r"\n\W+--(\w\S*) (?:[A-Z]+ |{\S+ )?\s*(\w[^(]*)", out))
-    positional = {"collect": {"env_id"}, "train": {"dataset"}, "score": {"run", "dataset"}, "demo": set()}[name]
+    positional = {
+        "collect": {"env_id"},
+        "train": {"dataset"},
+        "score": {"run", "dataset"},
+        "ship": {"name"},
+        "demo": set(),
+    }[name]
     assert set(explained) == {n.replace("_", "-") for n in names - positional}
     assert min(len(text.split()) for text in explained.values()) >= 3
     assert all(re.search(rf"{word.upper()} +\w+ \w+ \w+", out) for word in positional)
@@ -195,7 +201,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
     ("words", "part"),
     [
         ("trian data", "unknown command 'trian'; did you mean 'train'?"),
-        ("zzz", "the commands are collect, train, score, demo"),
+        ("zzz", "the commands are collect, train, score, ship, demo"),
     ],
 )
 def test_unknown_commands(words: str, part: str, run: Run) -> None:
@@ -238,6 +244,7 @@ def test_wrong_options_are_named(words: str, part: str, run: Run) -> None:
         ("collect Blink-v0 --out d --anomaly teleport", "MuJoCo"),
         ("collect worldflow/Learned-v0 --out d", "world"),
         ("train none --out r", "none does not exist"),
+        ("ship Recher", "did you mean 'Reacher'?"),
         ("train none --out r --resume", "none does not exist"),
         ("score none none", "none does not exist"),
     ],

@@ -1,4 +1,4 @@
-"""The command line: `worldflow collect | train | score | demo`.
+"""The command line: `worldflow collect | train | score | ship | demo`.
 
 Each command is one dataclass, whose fields are its options and their docstrings its help. A command that cannot do what
 it was asked says why in one line on stderr and ends with 1; one that was not understood, with 2; an interrupted one,
@@ -32,7 +32,7 @@ from worldflow.recipes import TrainConfig
 from worldflow.score import EpisodeScores, score, write_csv
 from worldflow.train import train
 
-__all__ = ["Collect", "Demo", "Score", "Train", "main"]
+__all__ = ["Collect", "Demo", "Score", "Ship", "Train", "main"]
 
 OWN_TASK = "worldflow/"
 
@@ -186,7 +186,34 @@ class Demo:
         demo(self.config)
 
 
-COMMANDS = {"collect": Collect, "train": Train, "score": Score, "demo": Demo}
+@dataclass(frozen=True, kw_only=True)
+class Ship:
+    """Make a world that ships with the package: record, train, evaluate and store it."""
+
+    name: Positional[Annotated[str, arg(metavar="NAME")]]
+    """Which world to make: InvertedPendulum, Reacher, HalfCheetah."""
+    out: str | None = None
+    """Folder of the finished world; by default its place in the package."""
+    work: str = "runs/ship"
+    """Folder for what is made on the way; the same call goes on with what it finds there."""
+    dataset: str | None = None
+    """Use this data set, in place of recording one."""
+    run: str | None = None
+    """Use this finished run, trained on --dataset, in place of training one."""
+    minutes: float | None = None
+    """Minutes to train, in place of the recipe's."""
+    json: bool = False
+    """Print the result as JSON."""
+
+    def __call__(self) -> dict[str, Any]:
+        """Make it."""
+        from worldflow.ship import ship
+
+        folder = ship(self.name, out=self.out, work=self.work, dataset=self.dataset, run=self.run, minutes=self.minutes)
+        return {"world": str(folder), "bytes": sum(p.stat().st_size for p in folder.iterdir())}
+
+
+COMMANDS = {"collect": Collect, "train": Train, "score": Score, "ship": Ship, "demo": Demo}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
