@@ -165,6 +165,15 @@ def test_misuse_is_told_before_any_work(name: str, options: dict[str, Any], part
     assert not Path("runs").exists()
 
 
+def test_missing_data_or_runs_are_told_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        ship("Quick", dataset="nowhere")
+    data = write_dataset(tmp_path / "given", lengths=(6, 6, 6))
+    with pytest.raises(FileNotFoundError, match=r"no run at nowhere: it holds no world\.json"):
+        ship("Quick", dataset=data, run="nowhere")
+    assert not Path("runs").exists()
+
+
 def test_a_recipe_needs_minutes() -> None:
     with pytest.raises(ValueError, match="must say its minutes, got none"):
         replace(RECIPE, train=TrainConfig())

@@ -134,10 +134,13 @@ def ship(
     recipe = RECIPES[name]
     if minutes is not None:
         recipe = replace(recipe, train=replace(recipe.train, minutes=minutes))
+    given = None if dataset is None else Dataset(dataset)
+    if run is not None and not (Path(run) / "world.json").is_file():
+        raise FileNotFoundError(f"no run at {run}: it holds no world.json; name a folder that `worldflow train` wrote")
     folder = Path(work) / name
     _begin(folder, recipe, dataset=dataset, run=run)
 
-    data = Dataset(dataset if dataset is not None else _recorded(recipe, folder / "data", progress=progress))
+    data = given if given is not None else Dataset(_recorded(recipe, folder / "data", progress=progress))
     if (total := int(data.lengths.sum())) > MAX_TRANSITIONS:
         raise ValueError(f"worlds ship that were learned from at most {MAX_TRANSITIONS} transitions, got {total}")
     trained = Path(run) if run is not None else _trained(recipe, data, folder / "run", progress=progress)
@@ -193,7 +196,7 @@ def _trained(recipe: WorldRecipe, data: Dataset, folder: Path, *, progress: bool
 def _rounded(run: Path, folder: Path) -> Path:
     """The run's world in half the width."""
     if not (folder / "world.json").is_file():
-        training = json.loads((run / "world.json").read_text())["training"] if (run / "world.json").is_file() else {}
+        training = json.loads((run / "world.json").read_text())["training"]
         checkpoint.save(checkpoint.load(run), folder, training=training, dtype=torch.float16)
     return folder
 
