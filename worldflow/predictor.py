@@ -9,6 +9,17 @@ the futures. So it is hard to beat in PSNR, and says nothing of what may happen.
 The network is a U-Net on cells of pixels (at most 8 x 8 of them), three scales deep, with the action in every residual
 block as a scale and a shift of its channels (FiLM).
 
+Tried on Reacher (64 x 64 pixels, 50 seconds on one core, one seed, 64 held-out clips; PSNR in dB at horizons 1, 4 and
+16; copying gives 20.6, 19.0, 19.1), with 160 channels at the coarsest scale:
+
+    as it is                         24.9  21.7  21.3
+    batches of 8 instead of 16       25.1  21.6  21.1
+    and noise on the frames it sees  24.9  21.8  21.5
+    batch normalization              25.1  21.5  20.9
+    and 2.5 times the learning rate  25.2  21.6  20.6
+
+They differ by little; the plainest stayed.
+
 References:
     Ronneberger, Fischer, Brox: U-Net (2015), arXiv:1505.04597.
     Perez et al.: FiLM, visual reasoning with a general conditioning layer (2018), arXiv:1709.07871.
@@ -48,7 +59,9 @@ PREDICTOR = Stage(name="predictor", headline="predictor/psnr", rate="predictor/f
 GRID = 16
 """Cells on a side of the finest scale, where cells of at most `LARGEST_CELL` pixels allow it."""
 LARGEST_CELL = 8
+"""Pixels on a side of a cell, at most."""
 BATCH = 16
+"""Windows of a step."""
 LEARNING_RATE = 2e-3
 
 
