@@ -13,7 +13,14 @@ from builders import tiny_spec, tiny_world
 
 from worldflow.data import Dataset
 from worldflow.envs.recorder import Recorder
-from worldflow.evaluate import held_out_clips, imagine_clips, rollout_report
+from worldflow.evaluate import (
+    choose_horizon,
+    held_out_clips,
+    imagine_clips,
+    other_actions,
+    rollout_report,
+    whole_clips,
+)
 from worldflow.metrics import decibels
 from worldflow.types import Episode
 
@@ -161,3 +168,53 @@ def test_demo_replaces_its_own_folders_and_nobody_elses(tmp_path: Path) -> None:
     demo_module._clear_earlier_demo(own)
     assert not (own / "data").exists()
     assert (own / "report.html").exists()
+
+
+# -- clips for `worldflow evaluate` ------------------------------------------------------------------------------------
+
+
+def test_whole_clips_last_to_the_horizon_and_are_dealt_over_the_episodes(tmp_path: Path) -> None:
+    from builders import write_dataset
+
+    data = Dataset(write_dataset(tmp_path / "data", lengths=[20] * 11 + [9] * 10 + [30] * 10))
+    held_out = data.episodes("held_out")
+    room = {int(e): int(data.lengths[e]) - 12 + 1 for e in held_out if data.lengths[e] >= 12}
+    assert 0 < len(room) < len(held_out)
+    clips = whole_clips(data, past=4, horizon=8, num_clips=2 * len(room))
+    assert bool(clips.valid.all())
+    assert np.bincount(clips.episode.numpy()).max() == 2  # as many of each
+    every = whole_clips(data, past=4, horizon=8, num_clips=999)
+    assert len(every.frames) == sum(room.values())
+    assert len(set(zip(every.episode.tolist(), every.start.tolist(), strict=True))) == len(every.frames)
+    with pytest.raises(ValueError, match="no held-out episode lasts 44 steps; shorten the horizon"):
+        whole_clips(data, past=4, horizon=40, num_clips=1)
+
+
+def test_the_horizon_is_cut_to_what_a_quarter_of_the_held_out_episodes_allows(dataset: Dataset, tmp_path: Path) -> None:
+    from builders import write_dataset
+
+    assert choose_horizon(dataset, past=PAST, wanted=4) == 4
+    assert choose_horizon(dataset, past=PAST, wanted=64) == 12 - PAST  # one held-out episode, of 12
+    with pytest.raises(ValueError, match="more than the 12 transitions that the world wants to see"):
+        choose_horizon(dataset, past=12, wanted=4)
+    lone = Dataset(write_dataset(tmp_path / "lone", lengths=[9]))
+    with pytest.raises(ValueError, match="has no held-out episode; record at least two"):
+        choose_horizon(lone, past=1, wanted=4)
+    many = Dataset(write_dataset(tmp_path / "many", lengths=list(range(5, 85))))
+    room = sorted((int(many.lengths[e]) - 2 for e in many.episodes("held_out")), reverse=True)
+    assert len(room) == 8 and choose_horizon(many, past=2, wanted=999) == room[1]
+
+
+def test_other_actions_come_from_other_episodes_after_the_past(tmp_path: Path) -> None:
+    from builders import write_dataset
+
+    data = Dataset(write_dataset(tmp_path / "data", lengths=[12] * 20))
+    clips = whole_clips(data, past=3, horizon=4, num_clips=6)
+    assert clips.episode.tolist()[:2] == clips.episode.tolist()[2:4] and len(set(clips.episode.tolist())) == 2
+    shuffled = other_actions(clips, past=3)
+    assert shuffled is not None
+    assert torch.equal(shuffled[:, :3], clips.actions[:, :3])
+    for row in range(6):
+        source = [k for k in range(6) if torch.equal(shuffled[row, 3:], clips.actions[k, 3:])]
+        assert source and all(clips.episode[k] != clips.episode[row] for k in source)
+    assert other_actions(clips[:1], past=3) is None

@@ -6,6 +6,7 @@ mean of the training rewards for rewards.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,17 @@ if TYPE_CHECKING:
 
     from worldflow.world import WorldModel
 
-__all__ = ["RewardError", "RolloutReport", "expected_reward", "held_out_clips", "imagine_clips", "rollout_report"]
+__all__ = [
+    "RewardError",
+    "RolloutReport",
+    "choose_horizon",
+    "expected_reward",
+    "held_out_clips",
+    "imagine_clips",
+    "other_actions",
+    "rollout_report",
+    "whole_clips",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +93,55 @@ def held_out_clips(dataset: Dataset, *, past: int, horizon: int, num_clips: int,
         )
     order = np.random.default_rng(seed).permutation(len(starts))[:num_clips]
     return gather(dataset, np.array(starts)[order], past + horizon)
+
+
+def choose_horizon(dataset: Dataset, *, past: int, wanted: int) -> int:
+    """The wanted horizon, or the longest one that at least a quarter of the held-out episodes has room for.
+
+    Raises:
+        ValueError: If no held-out episode has more than `past` transitions.
+    """
+    episodes = dataset.episodes("held_out")
+    room = np.sort(np.asarray(dataset.lengths)[episodes] - past)[::-1]
+    if len(room) == 0:
+        raise ValueError(f"{dataset!r} has no held-out episode; record at least two episodes")
+    if room[0] < 1:
+        raise ValueError(
+            f"no held-out episode has more than the {past} transitions that the world wants to see; "
+            "record longer episodes, or train a world with a smaller window"
+        )
+    quarter = int(room[math.ceil(len(room) / 4) - 1])
+    return min(wanted, quarter if quarter >= 1 else int(room[0]))
+
+
+def whole_clips(dataset: Dataset, *, past: int, horizon: int, num_clips: int, seed: int = 0) -> Clip:
+    """Held-out windows that last to the horizon, dealt evenly over the episodes that have room for one.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    draw = np.random.default_rng(seed)
+    length = past + horizon
+    lengths = np.asarray(dataset.lengths)
+    starts = {
+        int(e): draw.permutation(lengths[e] - length + 1) for e in dataset.episodes("held_out") if lengths[e] >= length
+    }
+    if not starts:
+        raise ValueError(f"no held-out episode lasts {length} steps; shorten the horizon or record longer episodes")
+    order = draw.permutation(list(starts))
+    rounds = max(len(each) for each in starts.values())
+    index = [(e, starts[e][k]) for k in range(rounds) for e in order.tolist() if k < len(starts[e])]
+    return gather(dataset, np.array(index[:num_clips]), length)
+
+
+def other_actions(clips: Clip, *, past: int) -> Tensor | None:
+    """Actions with those after `past` from another clip, of another episode where possible; None for a single clip."""
+    B = len(clips.actions)
+    if B < 2:
+        return None
+    shifts = [int((clips.episode.roll(k) != clips.episode).sum()) for k in range(1, B)]
+    shift = 1 + int(np.argmax(shifts))
+    return torch.cat((clips.actions[:, :past], clips.actions[:, past:].roll(shift, 0)), dim=1)
 
 
 def imagine_clips(
