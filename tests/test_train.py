@@ -17,6 +17,7 @@ from builders import random_actions, tiny_world, write_dataset
 from worldflow import checkpoint
 from worldflow.codec import LatentCodec
 from worldflow.data import Dataset
+from worldflow.fingerprint import episode_hashes
 from worldflow.latents import LatentBatch
 from worldflow.log import METRICS, read_log
 from worldflow.loss import FlowLoss, flow_loss
@@ -177,6 +178,13 @@ def test_loss_falls_and_the_run_is_complete(data: Path, tmp_path: Path) -> None:
     assert not {name for name in names if name.startswith(".") or name == "latents.npy"}
     record = json.loads((tmp_path / "run" / "world.json").read_text())
     assert record["training"]["config"]["steps"] == 45
+    assert record["training"]["episode_hashes"] == episode_hashes(Dataset(data), "train")
+    seconds = {
+        part: max(r["seconds"] for r in records if f"{part}/loss" in r or f"{part}/above_floor" in r)
+        for part in ("codec", "flow")
+    }
+    # both stages count; the log's last records are a little older than their ends
+    assert record["training"]["minutes_trained"] * 60 >= sum(seconds.values())
 
     loaded = checkpoint.load(tmp_path / "run")
     assert all(torch.equal(t, loaded.state_dict()[n]) for n, t in world.state_dict().items())
@@ -284,6 +292,7 @@ def test_interrupt_keeps_what_was_learned(data: Path, tmp_path: Path, monkeypatc
     monkeypatch.undo()
     kept = torch.load(tmp_path / "run" / "training.pt", weights_only=True)
     assert (kept["stage"], kept["step"]) == ("flow", 2)
+    assert kept["spent"]["codec"] > 0 and kept["spent"]["flow"] == kept["seconds"]
     resumed = train(data, out=tmp_path / "run", resume=True, **OPTIONS)
     assert torch.load(tmp_path / "run" / "training.pt", weights_only=True)["step"] == OPTIONS["steps"]
     same = [torch.equal(t, resumed.state_dict()[n]) for n, t in kept["world"].items() if n.startswith("codec.")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -20,6 +21,7 @@ from worldflow.atomic import replacing
 from worldflow.codec import LatentCodec, to_float
 from worldflow.data import Dataset, gather
 from worldflow.evaluate import held_out_clips, imagine_clips
+from worldflow.fingerprint import episode_hashes
 from worldflow.fit import CODEC, FLOW, FitState, Stage, fit
 from worldflow.heads import RewardSupport
 from worldflow.hints import did_you_mean
@@ -30,7 +32,7 @@ from worldflow.loss import flow_loss
 from worldflow.recipes import TrainConfig, world_config
 from worldflow.world import Contexts, WorldModel
 
-__all__ = ["train"]
+__all__ = ["chosen_device", "train"]
 
 
 def train(
@@ -66,7 +68,7 @@ def train(
     if config is not None and options:
         raise ValueError(f"give either config or its fields, got both config and {sorted(options)}")
     config = config or _config(options)
-    device = _device(config.device)
+    device = chosen_device(config.device)
     dataset = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
@@ -94,7 +96,12 @@ def _config(options: dict[str, Any]) -> TrainConfig:
     return TrainConfig(**options)
 
 
-def _device(name: str) -> torch.device:
+def chosen_device(name: str) -> torch.device:
+    """The device of this name; `auto` is a GPU if there is one.
+
+    Raises:
+        ValueError: If it cannot be used here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -113,6 +120,7 @@ class _Saved:
     path: Path
     stage: str
     fit: FitState
+    spent: dict[str, float]
     world: dict[str, Tensor]
     generator: Tensor
 
@@ -122,7 +130,12 @@ class _Saved:
             record = torch.load(path, weights_only=True)
             state = FitState(step=record["step"], seconds=record["seconds"], optimizers=record["optimizers"])
             return _Saved(
-                path=path, stage=record["stage"], fit=state, world=record["world"], generator=record["generator"]
+                path=path,
+                stage=record["stage"],
+                fit=state,
+                spent=record["spent"],
+                world=record["world"],
+                generator=record["generator"],
             )
         except (RuntimeError, KeyError, EOFError, TypeError, UnpicklingError, BadZipFile) as error:
             raise ValueError(f"{path} is damaged or no state of a training; train anew in another folder") from error
@@ -145,11 +158,13 @@ class _Run:
         self.folder, self.dataset, self.config, self.device, self.progress = folder, dataset, config, device, progress
         self.generator = torch.Generator().manual_seed(config.seed)
         self.saved: _Saved | None = None
+        self.spent: dict[str, float] = {}  # seconds that each stage was trained
 
     def __call__(self, log: TrainLog, *, is_resumed: bool) -> WorldModel:
         config = self.config
         if is_resumed:
             self.saved = _Saved.read(self.folder / "training.pt")
+            self.spent = self.saved.spent
             self.generator.set_state(self.saved.generator)
         lengths = np.asarray(self.dataset.lengths, dtype=np.int64)
         with torch.random.fork_rng(devices=[]):  # weights are drawn from the global generator: borrow it, give it back
@@ -320,8 +335,10 @@ class _Run:
     # -- what is kept -----------------------------------------------------------------------------------------------
 
     def _save_progress(self, world: WorldModel, stage: Stage, state: FitState) -> None:
+        self.spent[stage.name] = state.seconds
         record = {
             "stage": stage.name,
+            "spent": self.spent,
             "step": state.step,
             "seconds": state.seconds,
             "optimizers": state.optimizers,
@@ -346,8 +363,15 @@ class _Run:
             "dataset": self.dataset.spec.dataset_id,
             "episodes": len(self.dataset),
             "held_out": asdict(rule),
+            "minutes_trained": sum(self.spent.values()) / 60,
+            "episode_hashes": self._episode_hashes,
         }
         checkpoint.save(world, self.folder, training=training)
+
+    @cached_property
+    def _episode_hashes(self) -> list[str]:
+        """Which episodes were trained on, so that an evaluation can refuse to test on them."""
+        return episode_hashes(self.dataset, "train")
 
     def _contexts(self, num_frames: int) -> Contexts:
         """A bank of held-out pasts of `num_frames` frames, or as many as the shortest of them has."""
