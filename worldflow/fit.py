@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from worldflow.muon import Muon, has_bfloat16
 from worldflow.threads import ThreadChoice
 
 __all__ = ["CODEC", "FLOW", "FitState", "Log", "Stage", "fit"]
@@ -142,7 +143,7 @@ def fit(
             for group in groups:
                 group["lr"] = group["peak"] * _schedule(step, done)
             with nullcontext() if threads is None else threads():
-                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_has_bfloat16(device)):
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device)):
                     loss, metrics = batch_loss()
                 module.zero_grad(set_to_none=True)
                 loss.backward()
@@ -204,15 +205,8 @@ def _optimizers(module: nn.Module, *, learning_rate: float, weight_decay: float)
     )
     optimizers: list[torch.optim.Optimizer] = [adamw]
     if matrices:
-        optimizers.append(torch.optim.Muon(matrices, lr=MUON_RATE * learning_rate, weight_decay=weight_decay))
+        optimizers.append(Muon(matrices, lr=MUON_RATE * learning_rate, weight_decay=weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
     return optimizers
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    """Whether bf16 is native there; emulated, it would be slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
