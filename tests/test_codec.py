@@ -104,7 +104,7 @@ def test_loss_weighs_pixels_by_their_distance_from_the_mean_frame() -> None:
     floats = to_float(frames).double()
     mean = floats.mean(0)
     codec.set_mean_frame(mean.float(), 0.05)
-    loss, error = codec.loss(frames, generator=torch.Generator().manual_seed(7))
+    loss = codec.loss(frames[:, None], generator=torch.Generator().manual_seed(7))
 
     with torch.no_grad():
         x = codec.encode_pixels(floats)
@@ -120,8 +120,28 @@ def test_loss_weighs_pixels_by_their_distance_from_the_mean_frame() -> None:
                 for c in range(3):
                     squared = (decoded[f, c, row, column] - o[f, c, row, column]) ** 2
                     top, bottom, plain = top + weight * squared, bottom + weight, plain + squared
-    assert float(loss.detach()) == pytest.approx(top / bottom, rel=1e-6)
-    assert float(error) == pytest.approx(plain / o.size, rel=1e-6)
+    assert float(loss.total.detach()) == pytest.approx(top / bottom, rel=1e-6)
+    assert float(loss.error) == pytest.approx(plain / o.size, rel=1e-6)
+    assert float(loss.unevenness) == 0  # single frames do not move
+
+
+def test_unevenness_is_the_second_difference_of_the_code() -> None:
+    codec = learned(shape=(8, 8, 3)).double().eval()
+    frames = pixels(2, 3, 8, 8, 3)
+    plain, smooth = (codec.loss(frames, smoothness=s, generator=torch.Generator().manual_seed(7)) for s in (0.0, 0.25))
+    with torch.no_grad():
+        x = codec.encode(frames)
+    bend = float((x[:, 2] - 2 * x[:, 1] + x[:, 0]).square().mean())
+    assert float(smooth.unevenness) == pytest.approx(bend, rel=1e-6) and bend > 0.01
+    assert float((smooth.total - plain.total).detach()) == pytest.approx(0.25 * bend, rel=1e-6)
+
+
+def test_every_piece_of_a_frame_can_reach_every_token() -> None:
+    codec = learned(shape=(8, 8, 1)).eval()
+    frame = pixels(1, 8, 8, 1)
+    changed = frame.clone()
+    changed[0, :2, :2] = 255 - changed[0, :2, :2]
+    assert ((codec.encode(frame) - codec.encode(changed)).abs().amax(-1) > 0).all()
 
 
 def test_learns_to_decode_noisy_codes() -> None:
@@ -133,7 +153,7 @@ def test_learns_to_decode_noisy_codes() -> None:
     generator = torch.Generator().manual_seed(0)
     losses = []
     for _ in range(60):
-        loss, _ = codec.loss(frames, generator=generator)
+        loss = codec.loss(frames[:, None], generator=generator).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -153,8 +173,9 @@ def test_says_what_is_wrong_with_frames(kind: Literal["latent", "patch"]) -> Non
 def test_says_what_is_wrong_with_sizes() -> None:
     config = CodecConfig()
     assert config.grid == (4, 4) and config.token_dim == 16  # 64x64 frames to 16 tokens by default
-    with pytest.raises(ValueError, match="patch_size must be even and at least 2, got 5"):
+    with pytest.raises(ValueError, match="patch_size must be a multiple of pieces, .* got 5 and 2"):
         replace(config, patch_size=5)
+    assert replace(config, patch_size=5, pieces=1).grid == (13, 13)
     with pytest.raises(ValueError, match="noise_std must be above 0"):
         replace(config, noise_std=0.0)
     with pytest.raises(ValueError, match="'latent' or 'patch', got 'vae'"):

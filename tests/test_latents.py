@@ -80,11 +80,20 @@ def test_sampled_frames_come_from_training_episodes(dataset: Dataset) -> None:
     train = dataset.episodes("train")
     assert 0 < len(train) < len(dataset)
     everything = np.concatenate([dataset.episode(int(e)).frames for e in train])
-    drawn = sample_frames(dataset, 1000, generator=torch.Generator().manual_seed(0))
+    drawn, clips = sample_frames(dataset, 1000, generator=torch.Generator().manual_seed(0))
     np.testing.assert_array_equal(drawn, everything)
-    some = sample_frames(dataset, 6, generator=torch.Generator().manual_seed(0), run_length=3)
+    # A clip is three frames of one episode that follow each other; where an episode has fewer, the last is repeated.
+    ends = np.cumsum([int(dataset.lengths[e]) + 1 for e in train])
+    starts = np.concatenate(([0], ends[:-1]))
+    expected = [
+        [min(i + k, end - 1) for k in range(3)]
+        for start, end in zip(starts, ends, strict=True)
+        for i in range(start, max(start + 1, end - 2))
+    ]
+    assert clips.tolist() == expected
+    some, _ = sample_frames(dataset, 6, generator=torch.Generator().manual_seed(0), run_length=3)
     known = {frame.tobytes() for frame in everything}
     assert all(frame.tobytes() in known for frame in some)
     assert 2 <= len(some) <= 6
-    other = sample_frames(dataset, 6, generator=torch.Generator().manual_seed(1), run_length=3)
+    other, _ = sample_frames(dataset, 6, generator=torch.Generator().manual_seed(1), run_length=3)
     assert some.shape != other.shape or not np.array_equal(some, other)

@@ -72,7 +72,7 @@ def test_every_parameter_gets_a_gradient(action: Any) -> None:
 def test_codec_passes_gradients_to_all_its_parameters() -> None:
     codec: Any = tiny_world().codec.train()
     frames = torch.randint(0, 256, (4, 16, 16, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    codec.loss(frames, generator=torch.Generator().manual_seed(0))[0].backward()
+    codec.loss(frames[None], smoothness=0.1, generator=torch.Generator().manual_seed(0)).total.backward()
     idle = [n for n, p in codec.named_parameters() if p.grad is None or not p.grad.any()]
     assert not idle
 

@@ -5,6 +5,10 @@ normalized to unit variance, the noise has a fixed standard deviation (SimFlow, 
 width instead of a KL term), and its decoder is trained on noisy codes only, so decoding a sample of the flow removes
 the flow's noise. The reconstruction error weighs a pixel by how far it lies from the mean frame: small moving things
 matter, and the static background is added to the decoder's output rather than learned.
+
+A code that is only good for reconstruction scatters: on Reacher it changed by 1.07 of its standard deviation from one
+frame to the next, as if frames had nothing to do with each other. So its second difference in time is held down
+(`smoothness`): what moves evenly then moves evenly in the code, and the flow has an easier world to learn.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
 
-__all__ = ["Codec", "CodecConfig", "LatentCodec", "PatchCodec", "build_codec", "to_float", "to_uint8"]
+__all__ = ["Codec", "CodecConfig", "CodecLoss", "LatentCodec", "PatchCodec", "build_codec", "to_float", "to_uint8"]
 
 
 def to_float(frames: UInt8[Tensor, "*batch row column channel"]) -> Float[Tensor, "*batch channel row column"]:
@@ -46,20 +50,24 @@ class CodecConfig:
     """Row, column, channel."""
     patch_size: int = 16
     """Pixels on a side of a token's cell."""
+    pieces: int = 2
+    """Pieces on a side of a token's cell: what the learned code's networks mix."""
     latent_dim: int = 16
     """Channels of a token of the learned code."""
     width: int = 128
     """Channels inside the learned code's networks."""
     blocks: int = 2
-    """Residual blocks of the encoder; the decoder has one more."""
+    """Mixer layers of the encoder; the decoder has one more."""
     noise_std: float = 0.3
     """Standard deviation of the noise added to the code; the learned code has unit variance, pixels span [-1, 1]."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("latent", "patch"):
             raise ValueError(f"codec kind must be 'latent' or 'patch', got {self.kind!r}")
-        if self.patch_size < 2 or self.patch_size % 2:
-            raise ValueError(f"patch_size must be even and at least 2, got {self.patch_size}")
+        if self.patch_size < 1 or self.pieces < 1 or self.patch_size % self.pieces:
+            raise ValueError(
+                f"patch_size must be a multiple of pieces, and both at least 1, got {self.patch_size} and {self.pieces}"
+            )
         if not self.noise_std > 0:
             raise ValueError(f"noise_std must be above 0 for the density to exist, got {self.noise_std}")
 
@@ -73,6 +81,17 @@ class CodecConfig:
     def token_dim(self) -> int:
         """Channels of a token."""
         return self.latent_dim if self.kind == "latent" else self.patch_size**2 * self.frame_shape[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecLoss:
+    """The loss of a batch of clips, and what it is made of (scalars)."""
+
+    total: Tensor
+    error: Tensor
+    """Mean squared error of a pixel in [-1, 1] units, unweighted."""
+    unevenness: Tensor
+    """Mean squared second difference of the code in time; 6 for a code that forgets itself from frame to frame."""
 
 
 class Codec(nn.Module, ABC):
@@ -137,62 +156,68 @@ class PatchCodec(Codec):
         return rearrange(x, "f (h w) (p q c) -> f c (h p) (w q)", h=h, w=w, p=p, q=p)
 
 
-def _zero(layer: nn.Conv2d) -> None:
-    """Let the layer give nothing, to begin with."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+class _Mixing(nn.Module):
+    """A mixer layer: one MLP over the pieces of a frame, one over the channels (Tolstikhin et al., arXiv 2105.01601).
 
+    Every piece sees the whole frame in one layer, for a fraction of a convolution's cost.
+    """
 
-class _Residual(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, pieces: int, width: int, *, expansion: int = 2, most_hidden: int = 256) -> None:
         super().__init__()
-        last = nn.Conv2d(width, width, 3, padding=1)
-        self.body = nn.Sequential(
-            nn.GroupNorm(8, width),
-            nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.GroupNorm(8, width),
-            nn.SiLU(),
-            last,
-        )
-        _zero(last)
+        hidden = min(pieces, most_hidden)
+        self.piece_norm = nn.LayerNorm(width)
+        self.piece_in = nn.Linear(pieces, hidden)
+        self.piece_out = nn.Linear(hidden, pieces)
+        self.channel_norm = nn.LayerNorm(width)
+        self.channel_in = nn.Linear(width, expansion * width)
+        self.channel_out = nn.Linear(expansion * width, width)
+        for layer in (self.piece_out, self.channel_out):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+    def forward(self, x: Float[Tensor, "frame piece width"]) -> Float[Tensor, "frame piece width"]:
+        across = self.piece_norm(x).transpose(-1, -2)
+        x = x + self.piece_out(F.gelu(self.piece_in(across))).transpose(-1, -2)
+        return x + self.channel_out(F.gelu(self.channel_in(self.channel_norm(x))))
+
+
+class _Mixer(nn.Module):
+    """Vectors of pieces in, vectors of pieces out, through mixer layers."""
+
+    def __init__(self, pieces: int, *, width: int, blocks: int) -> None:
+        super().__init__()
+        self.place = nn.Parameter(0.02 * torch.randn(pieces, width))
+        self.blocks = nn.ModuleList([_Mixing(pieces, width) for _ in range(blocks)])
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Float[Tensor, "frame piece width"]) -> Float[Tensor, "frame piece width"]:
+        x = x + self.place.to(x.dtype)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
 
 
 class LatentCodec(Codec):
-    """Convolutional autoencoder with a unit-variance code and a decoder that removes noise.
+    """Autoencoder of mixer layers with a unit-variance code and a decoder that removes noise.
 
-    Most of its work is done on a grid twice as fine as the tokens', where convolutions run fast on a CPU too.
+    A frame is cut in `pieces^2` pieces a cell; the pieces of a cell share its token.
     """
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__(config)
-        channels, width, half = config.frame_shape[2], config.width, config.patch_size // 2
+        channels, width = config.frame_shape[2], config.width
         rows, columns = (cells * config.patch_size for cells in config.grid)
-        self.encoder = nn.Sequential(
-            nn.PixelUnshuffle(half),
-            nn.Conv2d(channels * half**2, width, 3, padding=1),
-            *[_Residual(width) for _ in range(config.blocks)],
-            nn.GroupNorm(8, width),
-            nn.SiLU(),
-            nn.PixelUnshuffle(2),
-            nn.Conv2d(4 * width, config.latent_dim, 1),
-        )
-        last = nn.Conv2d(width, channels * half**2, 3, padding=1)
-        self.decoder = nn.Sequential(
-            nn.Conv2d(config.latent_dim, 4 * width, 3, padding=1),
-            nn.PixelShuffle(2),
-            *[_Residual(width) for _ in range(config.blocks + 1)],
-            nn.GroupNorm(8, width),
-            nn.SiLU(),
-            last,
-            nn.PixelShuffle(half),
-        )
-        _zero(last)
-        self.normalize = nn.BatchNorm2d(config.latent_dim, affine=False, momentum=0.05)
+        self.piece_size = config.patch_size // config.pieces
+        pieces = rows * columns // self.piece_size**2
+        self.pieces_in = nn.Linear(channels * self.piece_size**2, width)
+        self.encoder = _Mixer(pieces, width=width, blocks=config.blocks)
+        self.code_out = nn.Linear(config.pieces**2 * width, config.latent_dim)
+        self.code_in = nn.Linear(config.latent_dim, config.pieces**2 * width)
+        self.decoder = _Mixer(pieces, width=width, blocks=config.blocks + 1)
+        self.pieces_out = nn.Linear(width, channels * self.piece_size**2)
+        nn.init.zeros_(self.pieces_out.weight)
+        nn.init.zeros_(self.pieces_out.bias)
+        self.normalize = nn.BatchNorm1d(config.latent_dim, affine=False, momentum=0.05)
         self.register_buffer("mean_frame", torch.zeros(channels, rows, columns))
         self.register_buffer("deviation", torch.ones(()))
         self.mean_frame: Tensor
@@ -204,32 +229,46 @@ class LatentCodec(Codec):
         self.deviation.fill_(max(deviation, 1e-3))
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:  # noqa: D102
-        code = _wide(self.encoder((pixels.to(self.mean_frame.dtype) - self.mean_frame) * 2))
-        code = self.normalize(code)
-        return rearrange(code, "f d h w -> f (h w) d")
+        p, k, (h, w) = self.piece_size, self.config.pieces, self.config.grid
+        pixels = (pixels.to(self.mean_frame.dtype) - self.mean_frame) * 2
+        pieces = self.pieces_in(rearrange(pixels, "f c (h p) (w q) -> f (h w) (p q c)", p=p, q=p))
+        cells = rearrange(self.encoder(pieces), "f (h a w b) d -> f (h w) (a b d)", h=h, w=w, a=k, b=k)
+        code = _wide(self.code_out(cells))
+        return self.normalize(code.flatten(0, 1)).unflatten(0, code.shape[:2])
 
     def decode_pixels(self, x: Tensor) -> Tensor:  # noqa: D102
-        h, w = self.config.grid
-        code = rearrange(x, "f (h w) d -> f d h w", h=h, w=w).to(self.mean_frame.dtype)
-        return self.mean_frame + _wide(self.decoder(code))
+        p, k, (h, w) = self.piece_size, self.config.pieces, self.config.grid
+        cells = self.code_in(x.to(self.mean_frame.dtype))
+        pieces = self.decoder(rearrange(cells, "f (h w) (a b d) -> f (h a w b) d", h=h, w=w, a=k, b=k))
+        pixels = rearrange(self.pieces_out(pieces), "f (h w) (p q c) -> f c (h p) (w q)", h=h * k, p=p, q=p)
+        return self.mean_frame + _wide(pixels)
 
     def loss(
-        self, frames: UInt8[Tensor, "frame row column channel"], *, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Weighted reconstruction error through a noisy code.
+        self,
+        frames: UInt8[Tensor, "clip time row column channel"],
+        *,
+        smoothness: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> CodecLoss:
+        """Weighted reconstruction error through a noisy code, and how unevenly the code moves.
 
         A pixel weighs `1 + |o - mean| / E|o - mean|`, at most 50.
 
-        Returns:
-            The loss, and the plain mean squared error in [-1, 1] units (both scalars).
+        Args:
+            frames: Short clips; three frames each are enough.
+            smoothness: Weight of the code's mean squared second difference in time.
+            generator: Draws the noise.
         """
-        pixels = self._pad(to_float(frames))
+        pixels = self._pad(to_float(frames.flatten(0, 1)))
         x = self.encode_pixels(pixels)
         noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         error = (self.decode_pixels(x + self.config.noise_std * noise) - pixels).square()
         distance = (pixels - self.mean_frame).abs().mean(1, keepdim=True)
         weight = (1 + distance / self.deviation).clamp(max=50)
-        return (weight * error).mean() / weight.mean(), error.mean().detach()
+        bend = x.unflatten(0, frames.shape[:2]).diff(n=2, dim=1)
+        unevenness = bend.square().mean() if bend.numel() else x.new_zeros(())
+        total = (weight * error).mean() / weight.mean() + smoothness * unevenness
+        return CodecLoss(total=total, error=error.mean().detach(), unevenness=unevenness.detach())
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class FlowConfig:
     """Bound of the affine parameters, or None."""
 
     def __post_init__(self) -> None:
-        if len(self.shallow_layers) % 2 == 0:
+        if self.shallow_layers and len(self.shallow_layers) % 2 == 0:
             raise ValueError(
                 f"the flow needs an even number of blocks: an odd number of shallow ones and the deep one, "
                 f"got shallow_layers={self.shallow_layers}"

@@ -18,7 +18,7 @@ from worldflow.atomic import replacing
 from worldflow.data import Dataset
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float32, Int64, Shaped
+    from jaxtyping import Bool, Float32, Int64, Shaped, UInt8
     from torch import Tensor
 
     from worldflow.codec import Codec
@@ -76,8 +76,15 @@ class LatentData:
         )
 
 
-def sample_frames(dataset: Dataset, most: int, *, generator: torch.Generator, run_length: int = 16) -> np.ndarray:
-    """Frames `(frame, row, column, channel)` of training episodes: all of them, or a random `most`, in short runs."""
+def sample_frames(
+    dataset: Dataset, most: int, *, generator: torch.Generator, run_length: int = 16
+) -> tuple[UInt8[np.ndarray, "frame row column channel"], Int64[np.ndarray, "clip 3"]]:
+    """Frames of training episodes, all of them or about a random `most`, in short runs; and which of them are clips.
+
+    Returns:
+        The frames, run behind run, and the indices of every three frames that follow each other. A run of fewer than
+        three repeats its last frame.
+    """
     episodes = dataset.episodes("train")
     counts = dataset.lengths[episodes] + 1
     runs = [(e, at) for e, count in zip(episodes, counts, strict=True) for at in range(0, int(count), run_length)]
@@ -85,7 +92,12 @@ def sample_frames(dataset: Dataset, most: int, *, generator: torch.Generator, ru
         order = torch.randperm(len(runs), generator=generator)[: -(-most // run_length)].tolist()
         runs = [runs[i] for i in sorted(order)]
     parts = [dataset.frames(int(e), at, min(at + run_length, int(dataset.lengths[e]) + 1)) for e, at in runs]
-    return np.concatenate(parts)
+    clips, first = [], 0
+    for part in parts:
+        start = np.arange(max(1, len(part) - 2))
+        clips.append(first + np.minimum(start[:, None] + np.arange(3), len(part) - 1))
+        first += len(part)
+    return np.concatenate(parts), np.concatenate(clips)
 
 
 @torch.no_grad()

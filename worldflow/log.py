@@ -10,8 +10,10 @@ from types import TracebackType
 __all__ = ["METRICS", "NoLog", "TrainLog", "read_log"]
 
 METRICS = {
-    "codec/loss": "reconstruction error, weighted by the distance from the mean frame ([-1, 1] units, squared)",
+    "codec/loss": "reconstruction error, weighted by the distance from the mean frame ([-1, 1] units, squared), "
+    "and the weighted unevenness of the code",
     "codec/psnr": "plain reconstruction quality through a noisy code, dB (peak 2 in [-1, 1] units)",
+    "codec/unevenness": "mean squared second difference of the code in time; the code has unit variance",
     "codec/gradient_norm": "norm of the codec's gradient before clipping",
     "codec/frames_per_second": "frames trained on per second",
     "flow/above_floor": "NLL of a frame above what the codes' noise costs, nats per dimension",

@@ -42,6 +42,8 @@ class TrainConfig:
     """Transitions of a clip; twice the attention window unless given, so that caches are trained as they are used."""
     codec_frames: int = 50_000
     """Frames kept in memory to train the codec, a random sample where the data set has more."""
+    codec_smoothness: float = 0.005
+    """Weight of the codes' squared second difference in time beside the reconstruction error."""
     codec_learning_rate: float = 2e-3
     """Peak learning rate of the codec."""
     learning_rate: float = 1e-3

@@ -200,17 +200,25 @@ class _Run:
         if self.saved is not None and self.saved.stage == FLOW.name:
             return
         config = self.config
-        frames = torch.from_numpy(sample_frames(self.dataset, config.codec_frames, generator=self.generator))
+        sampled = sample_frames(self.dataset, config.codec_frames, generator=self.generator)
+        frames, clips = (torch.from_numpy(array) for array in sampled)
+        batch = -(-config.codec_batch // clips.shape[1])
         if self.saved is None:
             pixels = to_float(frames[torch.randperm(len(frames), generator=self.generator)[:4096]])
             mean = pixels.mean(0)
             codec.set_mean_frame(mean, float((pixels - mean).abs().mean()))
-        codec.train().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        codec.train()
 
         def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
-            index = torch.randint(len(frames), (config.codec_batch,), generator=self.generator)
-            loss, error = codec.loss(frames[index].to(self.device), generator=self.generator)
-            return loss, {"codec/loss": loss.detach(), "codec/psnr": 10 * torch.log10(4 / error)}
+            index = clips[torch.randint(len(clips), (batch,), generator=self.generator)]
+            loss = codec.loss(
+                frames[index].to(self.device), smoothness=config.codec_smoothness, generator=self.generator
+            )
+            return loss.total, {
+                "codec/loss": loss.total.detach(),
+                "codec/psnr": 10 * torch.log10(4 / loss.error),
+                "codec/unevenness": loss.unevenness,
+            }
 
         minutes = None if config.minutes is None else config.minutes * config.codec_share
         self._fit(
@@ -221,7 +229,7 @@ class _Run:
             stage=CODEC,
             steps=config.codec_steps,
             minutes=minutes,
-            items=config.codec_batch,
+            items=batch * clips.shape[1],
         )
         self._settle_statistics(codec, frames)
 
