@@ -173,7 +173,7 @@ def test_says_what_is_wrong_with_frames(kind: Literal["latent", "patch"]) -> Non
 def test_says_what_is_wrong_with_sizes() -> None:
     config = CodecConfig()
     assert config.grid == (4, 4) and config.token_dim == 16  # 64x64 frames to 16 tokens by default
-    with pytest.raises(ValueError, match="patch_size must be a multiple of pieces, .* got 5 and 2"):
+    with pytest.raises(ValueError, match=r"patch_size must be a multiple of pieces, .* got 5 and 2"):
         replace(config, patch_size=5)
     assert replace(config, patch_size=5, pieces=1).grid == (13, 13)
     with pytest.raises(ValueError, match="noise_std must be above 0"):
