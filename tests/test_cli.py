@@ -182,7 +182,7 @@ def test_help_and_version(run: Run) -> None:
 def test_help_explains_every_option(name: str, run: Run) -> None:
     status, out, err = run(name, "--help")
     assert (status, err) == (0, "")
-    config = {"train": worldflow.TrainConfig, "demo": cli.DemoConfig}.get(name)
+    config = {"train": worldflow.TrainConfig, "evaluate": worldflow.EvaluateConfig, "demo": cli.DemoConfig}.get(name)
     names = {f.name for kind in (cli.COMMANDS[name], config) if kind for f in fields(kind)} - {"config"}
     explained = dict(re.findall(r"\n\W+--(\w\S*) (?:[A-Z]+ |{\S+ )?\s*(\w[^(]*)", out))
     positional = {
@@ -190,6 +190,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
         "train": {"dataset"},
         "score": {"run", "dataset"},
         "ship": {"name"},
+        "evaluate": {"run", "dataset"},
         "demo": set(),
     }[name]
     assert set(explained) == {n.replace("_", "-") for n in names - positional}
@@ -201,7 +202,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
     ("words", "part"),
     [
         ("trian data", "unknown command 'trian'; did you mean 'train'?"),
-        ("zzz", "the commands are collect, train, score, ship, demo"),
+        ("zzz", "the commands are collect, train, evaluate, score, ship, demo"),
     ],
 )
 def test_unknown_commands(words: str, part: str, run: Run) -> None:
@@ -351,3 +352,18 @@ def test_the_program_may_be_piped_into_one_that_stops_reading() -> None:
     result = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (result.returncode, result.stderr) == (1, "")
+
+
+def test_evaluating_prints_tables_or_json_and_writes_both_files(made: Path, run: Run, tmp_path: Path) -> None:
+    words = ("evaluate", str(made / "world"), str(made / "data"), "--out", str(tmp_path / "fidelity"))
+    options = ("--clips", "2", "--samples", "2", "--long", "0", "--baseline-minutes", "0", "--device", "cpu")
+    status, out, _ = run(*words, *options)
+    assert status == 0
+    assert "Peak signal-to-noise ratio (dB)" in out and "left out:" in out and "deterministic baseline: asked" in out
+    assert {p.name for p in (tmp_path / "fidelity").iterdir()} == {"report.html", "fidelity.json"}
+    status, out, _ = run(*words, *options, "--json")
+    record = json.loads(out)
+    assert status == 0 and record["protocol"]["samples"] == 2 and record["report"].endswith("report.html")
+    (tmp_path / "file").touch()
+    words = (*words[:-1], str(tmp_path / "file"))
+    assert "--out must name a folder" in failure(run(*words))

@@ -1,12 +1,14 @@
 """worldflow: learn a simulator from recorded trajectories, then step it, plan in it, score with it.
 
-`worldflow.train` and `worldflow.score` are the functions; the modules that define them are reached by
-`from worldflow.train import ...` and `from worldflow.score import ...`.
+`worldflow.train`, `worldflow.evaluate` and `worldflow.score` are the functions; the modules of the same names are
+reached by `from worldflow.train import ...` and so on (`worldflow.evaluate` the function is in `worldflow.fidelity`).
 """
 
 from worldflow.calibration import Alarms, Detector, calibrate
 from worldflow.checkpoint import load, save
 from worldflow.data import Dataset, check_compatible, read_episodes, windows
+from worldflow.fidelity import EvaluateConfig, evaluate
+from worldflow.fidelity_types import Fidelity
 from worldflow.index import SplitRule
 from worldflow.recipes import TrainConfig, world_config
 from worldflow.score import EpisodeScores, score
@@ -27,6 +29,8 @@ __all__ = [
     "Dream",
     "Episode",
     "EpisodeScores",
+    "EvaluateConfig",
+    "Fidelity",
     "LogProb",
     "SplitRule",
     "TrainConfig",
@@ -37,6 +41,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "check_compatible",
+    "evaluate",
     "load",
     "read_episodes",
     "save",

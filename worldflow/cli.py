@@ -1,4 +1,4 @@
-"""The command line: `worldflow collect | train | score | ship | demo`.
+"""The command line: `worldflow collect | train | evaluate | score | ship | demo`.
 
 Each command is one dataclass, whose fields are its options and their docstrings its help. A command that cannot do what
 it was asked says why in one line on stderr and ends with 1; one that was not understood, with 2; an interrupted one,
@@ -26,13 +26,15 @@ from worldflow import __version__
 from worldflow.checkpoint import load
 from worldflow.data import Dataset
 from worldflow.demo import DemoConfig, demo
+from worldflow.fidelity import EvaluateConfig, evaluate
+from worldflow.fidelity_text import as_text
 from worldflow.hints import did_you_mean
 from worldflow.log import read_log
 from worldflow.recipes import TrainConfig
 from worldflow.score import EpisodeScores, score, write_csv
 from worldflow.train import train
 
-__all__ = ["Collect", "Demo", "Score", "Ship", "Train", "main"]
+__all__ = ["Collect", "Demo", "Evaluate", "Score", "Ship", "Train", "main"]
 
 OWN_TASK = "worldflow/"
 
@@ -175,6 +177,33 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure how faithful a learned world is, on held-out episodes, beside its baselines."""
+
+    run: Positional[Annotated[str, arg(metavar="RUN")]]
+    """Folder of the run, as `worldflow train --out` wrote it, or the name of a world that ships."""
+    dataset: Positional[Annotated[str, arg(metavar="DATASET")]]
+    """Folder of the data set; only its held-out episodes are measured on."""
+    out: str
+    """Folder for report.html and fidelity.json."""
+    json: bool = False
+    """Print everything as JSON."""
+    config: OmitArgPrefixes[EvaluateConfig] = field(default_factory=EvaluateConfig)
+    """How to evaluate."""
+
+    def __call__(self) -> dict[str, Any]:
+        """Evaluate."""
+        if Path(self.out).is_file():
+            raise NotADirectoryError(f"--out must name a folder, got the file {self.out}")
+        fidelity = evaluate(self.run, self.dataset, out=self.out, config=self.config)
+        files = {"report": str(Path(self.out) / "report.html"), "numbers": str(Path(self.out) / "fidelity.json")}
+        if self.json:
+            return files | fidelity.to_plain()
+        print(as_text(fidelity), end="\n\n")
+        return files
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demo:
     """Record, learn, step, imagine and score a pendulum in minutes, and report what came out."""
 
@@ -213,7 +242,14 @@ class Ship:
         return {"world": str(folder), "bytes": sum(p.stat().st_size for p in folder.iterdir())}
 
 
-COMMANDS = {"collect": Collect, "train": Train, "score": Score, "ship": Ship, "demo": Demo}
+COMMANDS = {
+    "collect": Collect,
+    "train": Train,
+    "evaluate": Evaluate,
+    "score": Score,
+    "ship": Ship,
+    "demo": Demo,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from worldflow.data import Dataset
-from worldflow.latents import sample_frames
 from worldflow.types import Clip
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
     from worldflow.world import WorldModel
 
-__all__ = ["FrameBank", "long_actions", "roll_long"]
+__all__ = ["FrameBank", "long_actions", "roll_long", "training_frames"]
 
 SIDE = 16
 
@@ -54,8 +53,7 @@ class FrameBank:
     def of(dataset: Dataset, *, num_frames: int = 4000, seed: int = 0, num_nearest: int = 3) -> FrameBank:
         """A bank of at most so many training frames, spread over all episodes in pairs of neighbors."""
         generator = torch.Generator().manual_seed(seed)
-        frames = sample_frames(dataset, num_frames, generator=generator, run_length=2)
-        return FrameBank(frames[:num_frames], num_nearest=num_nearest)
+        return FrameBank(training_frames(dataset, num_frames, generator=generator), num_nearest=num_nearest)
 
     def distance(
         self, frames: UInt8[Tensor, "*batch row column channel"], *, chunk: int = 1024
@@ -67,6 +65,22 @@ class FrameBank:
             for part in flat.split(chunk)
         ]
         return (torch.cat(parts) / flat.shape[1] ** 0.5).reshape(frames.shape[:-3]).double().numpy()
+
+
+def training_frames(
+    dataset: Dataset, num_frames: int, *, generator: torch.Generator
+) -> UInt8[np.ndarray, "frame row column channel"]:
+    """At most so many frames of training episodes, in pairs of neighbors at random places, or all there are.
+
+    Args:
+        dataset: The data set.
+        num_frames: How many.
+        generator: Where the places come from.
+    """
+    episodes = dataset.episodes("train")
+    pairs = [(int(e), at) for e in episodes for at in range(0, int(dataset.lengths[e]), 2)]
+    chosen = torch.randperm(len(pairs), generator=generator)[: max(1, num_frames // 2)].tolist()
+    return np.concatenate([dataset.frames(e, at, at + 2) for e, at in (pairs[k] for k in sorted(chosen))])
 
 
 def long_actions(
