@@ -52,10 +52,12 @@ def randomize(module: nn.Module, *, seed: int = 0, scale: float = 1.0) -> None:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-            if parameter.dim() >= 2 and not name.endswith("existence"):
+            if parameter.dim() >= 2 and not name.endswith(("existence", "carry")):
                 parameter.copy_(noise * scale / parameter[0].numel() ** 0.5)
             elif name.endswith("norm.weight") and "final" not in name:
                 parameter.copy_(1 + 0.3 * noise)
+            elif name.endswith("carry"):  # below one, or what is rolled out grows without end
+                parameter.copy_(torch.tensor([[0.5], [0.2]]).to(parameter) + 0.1 * noise)
             elif name.endswith("draft_gate"):
                 parameter.copy_(0.8 + 0.2 * noise)
             else:

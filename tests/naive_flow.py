@@ -133,7 +133,8 @@ class NaiveFlow:
         return frame, log_det
 
     def drafts(self, u: np.ndarray, actions: np.ndarray | None, is_hidden: bool) -> np.ndarray:
-        slots, positions, frame_of = [], [], []
+        slots, positions, frame_of, carried = [], [], [], []
+        keep, go_on = self.weights["drafter.carry"]
         for t in range(len(u)):
             for n, cell in enumerate(self.cells()):
                 last = u[t - 1][n] if t >= 1 else np.zeros(u.shape[2])
@@ -147,13 +148,15 @@ class NaiveFlow:
                 if t >= 2:
                     slot = slot + self.weights["drafter.existence"][1]
                 slots.append(slot)
+                carried.append(keep * last + go_on * change)
                 positions.append((*cell, float(t)))
                 frame_of.append(t)
         window = self.config.window
         visible = [[j for j, k in enumerate(frame_of) if q - window < k <= q] for q in frame_of]
         name = "drafter.frames.transformer"
         hidden = self.transformer(name, slots, positions, visible, self.config.draft_layers)
-        return np.array([self.linear("drafter.proj_out", h) for h in hidden]).reshape(u.shape)
+        added = np.array([self.linear("drafter.proj_out", h) for h in hidden])
+        return (np.array(carried) + added).reshape(u.shape)
 
     def __call__(self, x: np.ndarray, actions: np.ndarray | None, *, is_hidden: bool = False) -> NaiveOutput:
         """The density of frames `(time, token, latent)`; `actions[t]` led to frame `t`."""

@@ -193,6 +193,8 @@ def test_a_perfect_model_of_pure_noise_is_at_the_floor(noise_std: float) -> None
             assert isinstance(last, nn.Linear)
             last.weight.zero_()
             last.bias.zero_()
+        assert world.flow.drafter is not None
+        world.flow.drafter.carry.zero_()
         # The deep block says N(code, noise_std^2) for every token: softplus(a + ln(e - 1)) = noise_std.
         a = np.log(np.expm1(noise_std)) - np.log(np.e - 1)
         world.flow.deep.proj_out.bias.copy_(torch.cat((torch.full((3,), a, dtype=torch.float64), code)))

@@ -64,7 +64,8 @@ def test_a_hidden_action_is_not_read() -> None:
 
 
 @torch.no_grad()
-def test_starts_with_nothing_to_say() -> None:
-    made = Drafter(3, grid=(2, 2), width=32, layers=1, head_dim=16, window=2, action_dim=0)
-    x = noise(1, 1, 4, 3).float()
-    assert not draft(made, x, x, None, index=3).any()
+def test_a_new_drafter_drafts_a_still_world() -> None:
+    made = Drafter(3, grid=(2, 2), width=32, layers=1, head_dim=16, window=2, action_dim=2).double()
+    one, other, actions = noise(2, 1, 4, 3), noise(2, 1, 4, 3, seed=1), noise(2, 1, 2)
+    assert torch.equal(draft(made, one, other, actions, index=2), one)
+    assert not draft(made, one, other, actions, index=0).any()  # before the first frame there is nothing to keep

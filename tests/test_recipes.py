@@ -20,10 +20,12 @@ def test_sizes_fit_the_data(codec: Any, action: Any) -> None:
         data = tiny_spec(size=64, action=action)
         config = world_config(TrainConfig(preset=preset, codec=codec), data, RewardSupport())
         assert config.data == data
-        assert config.flow.num_tokens == 16  # 64x64 frames to 16 tokens
+        has_large_cells = codec == "latent" and preset != "large"
+        assert config.flow.num_tokens == (4 if has_large_cells else 16)
+        assert config.codec.pieces == (4 if has_large_cells else 2)
         assert config.flow.action_dim == data.action.feature_dim
         assert config.flow.draft_layers > 0
-        assert config.codec.noise_std == (0.3 if codec == "latent" else 0.05)
+        assert config.codec.noise_std == (0.15 if codec == "latent" else 0.05)
 
 
 def test_presets_grow() -> None:

@@ -169,7 +169,7 @@ def test_loss_falls_and_the_run_is_complete(data: Path, tmp_path: Path) -> None:
         for name in ("codec/loss", "flow/above_floor", "held_out/above_floor")
     }
     assert curves["codec/loss"][-1] < curves["codec/loss"][0]
-    assert curves["flow/above_floor"][-1] < 0.8 * curves["flow/above_floor"][0]
+    assert curves["flow/above_floor"][-1] < 0.9 * curves["flow/above_floor"][0]
     assert len(curves["held_out/above_floor"]) >= 1
     assert all(math.isfinite(value) for values in curves.values() for value in values)
 

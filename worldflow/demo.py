@@ -105,7 +105,6 @@ def demo(config: DemoConfig | None = None) -> Path:
             dataset,
             out=out / "world",
             preset="tiny",
-            batch=8,
             minutes=config.minutes,
             codec_share=0.2,
             eval_every=1.0,

@@ -1,7 +1,8 @@
 """The drafter: a guess of the whole coming frame, made from the past and the action alone.
 
 A small frame-causal transformer with full attention inside frames reads, for frame `t`, the tokens `u_{t-1}` and their
-change `u_{t-1} - u_{t-2}`, together with the action that leads to `t`, and drafts all of `u_t` at once. Because it
+change `u_{t-1} - u_{t-2}`, together with the action that leads to `t`, and drafts all of `u_t` at once: what the
+frame before held, and what it learns to add. Because it
 sees only the past, the deep block may use the draft as the center of its affine map and as an input, and the sampler as
 its starting point, and the density stays exact. It is trained by the likelihood and by a squared error to `u_t`: the
 plain flow, which must find motion through the likelihood alone, spends its capacity on texture inside frames first.
@@ -64,6 +65,8 @@ class Drafter(nn.Module):
         self.proj_out = nn.Linear(width, latent_dim)
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
+        # How much of the last frame, and of its change, each channel keeps: a still world is drafted from the start.
+        self.carry = nn.Parameter(torch.stack((torch.ones(latent_dim), torch.zeros(latent_dim))))
 
     def forward(
         self,
@@ -97,5 +100,6 @@ class Drafter(nn.Module):
             context = context + torch.where(has_one, shown, 0.0)
         slots = self.proj_in(torch.cat((last, change), dim=-1)) + context[..., None, :]
         hidden, new = self.frames(slots, past=past, count=count)
-        draft = self.proj_out(hidden)
-        return draft if draft.dtype == torch.float64 else draft.float(), new
+        added = self.proj_out(hidden)
+        added = added if added.dtype == torch.float64 else added.float()
+        return self.carry[0] * last + self.carry[1] * change + added, new

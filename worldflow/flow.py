@@ -41,7 +41,8 @@ class FlowConfig:
     action_dim: int = 0
     """Length of an action's feature vector; 0 for a video without actions."""
     shallow_layers: tuple[int, ...] = (2,)
-    """Transformer layers of each shallow block; an odd number of blocks, so that with the deep one they are even."""
+    """Transformer layers of each shallow block: none, or an odd number of blocks, so that with the deep one they are
+    even. Without them the deep block sees codes as they are: worlds whose frames follow from the past learn faster."""
     shallow_width: int = 128
     """Channels of the shallow transformers."""
     deep_layers: int = 4
@@ -62,8 +63,8 @@ class FlowConfig:
     def __post_init__(self) -> None:
         if self.shallow_layers and len(self.shallow_layers) % 2 == 0:
             raise ValueError(
-                f"the flow needs an even number of blocks: an odd number of shallow ones and the deep one, "
-                f"got shallow_layers={self.shallow_layers}"
+                "the flow needs an even number of blocks, an odd number of shallow ones and the deep one, or the deep "
+                f"one alone; got shallow_layers={self.shallow_layers}"
             )
         for name in ("latent_dim", "shallow_width", "deep_layers", "deep_width", "window"):
             if getattr(self, name) < 1:

@@ -25,7 +25,7 @@ class TrainConfig:
     codec: Literal["latent", "patch"] = "latent"
     """Model a learned code of the frames, or the pixels themselves."""
     noise_std: float | None = None
-    """Standard deviation of the codes' noise; 0.3 for a learned code and 0.05 for pixels unless given."""
+    """Standard deviation of the codes' noise; 0.15 for a learned code and 0.05 for pixels unless given."""
     codec_steps: int = 4000
     """Steps of the codec's training (not used for pixels)."""
     steps: int = 20000
@@ -100,21 +100,19 @@ def world_config(train: TrainConfig, data: DataSpec, reward: RewardSupport) -> W
     """Sizes of a world for a data set."""
     sizes = {
         "tiny": {
-            "shallow_layers": (1,),
-            "shallow_width": 128,
-            "deep_layers": 3,
+            "shallow_layers": (),
+            "deep_layers": 2,
             "deep_width": 128,
-            "draft_layers": 2,
+            "draft_layers": 3,
             "draft_width": 128,
             "window": 6,
         },
         "base": {
-            "shallow_layers": (2,),
-            "shallow_width": 192,
-            "deep_layers": 4,
-            "deep_width": 256,
-            "draft_layers": 3,
-            "draft_width": 256,
+            "shallow_layers": (),
+            "deep_layers": 2,
+            "deep_width": 192,
+            "draft_layers": 4,
+            "draft_width": 192,
             "window": 8,
         },
         "large": {
@@ -127,14 +125,19 @@ def world_config(train: TrainConfig, data: DataSpec, reward: RewardSupport) -> W
             "window": 16,
         },
     }
+    # A step of the flow costs by the token: few tokens with many channels see four times as many frames in the same
+    # time, and each of them is drawn in fewer sweeps.
     is_patch = train.codec == "patch"
+    has_large_cells = not is_patch and train.preset != "large" and min(data.frame_shape[:2]) >= 64
     codec = CodecConfig(
         kind=train.codec,
         frame_shape=data.frame_shape,
-        latent_dim=16 if train.preset != "large" else 32,
-        width={"tiny": 128, "base": 128, "large": 256}[train.preset],
-        blocks={"tiny": 1, "base": 2, "large": 3}[train.preset],
-        noise_std=train.noise_std or (0.05 if is_patch else 0.3),
+        patch_size=32 if has_large_cells else 16,
+        pieces=4 if has_large_cells else 2,
+        latent_dim={"tiny": 16, "base": 16, "large": 32}[train.preset] * (4 if has_large_cells else 1),
+        width={"tiny": 96, "base": 128, "large": 256}[train.preset],
+        blocks={"tiny": 2, "base": 2, "large": 4}[train.preset],
+        noise_std=train.noise_std or (0.05 if is_patch else 0.15),
     )
     flow = FlowConfig(
         latent_dim=codec.token_dim, grid=codec.grid, action_dim=data.action.feature_dim, **sizes[train.preset]

@@ -72,7 +72,7 @@ RECIPES: Mapping[str, WorldRecipe] = {
         env_id="worldflow/InvertedPendulum-v0",
         policy="worldflow.envs.policies:PendulumSwayer",
         episodes=400,
-        train=TrainConfig(minutes=10.0),
+        train=TrainConfig(preset="tiny", minutes=10.0),
     ),
     "Reacher": WorldRecipe(
         summary="an arm of two joints and a target to reach; two torques; 64 x 64 pixels",
@@ -80,7 +80,7 @@ RECIPES: Mapping[str, WorldRecipe] = {
         policy="smooth",
         episodes=1000,
         random_fraction=0.1,
-        train=TrainConfig(minutes=30.0),
+        train=TrainConfig(preset="tiny", batch=32, minutes=30.0),
     ),
     "HalfCheetah": WorldRecipe(
         summary="a running cheetah in the plane; six torques; 64 x 64 pixels",
@@ -89,7 +89,7 @@ RECIPES: Mapping[str, WorldRecipe] = {
         episodes=250,
         max_steps=200,
         random_fraction=0.1,
-        train=TrainConfig(minutes=60.0),
+        train=TrainConfig(preset="tiny", batch=32, minutes=60.0),
     ),
 }
 """The worlds that ship, by name; each is recorded in at most `MAX_TRANSITIONS` steps."""
