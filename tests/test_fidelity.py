@@ -119,7 +119,8 @@ def test_pictures_are_measured_as_they_are_defined(fidelity: Fidelity, world: Wo
 
 
 def test_physics_is_the_probed_state_against_the_recorded_one(fidelity: Fidelity, run: Path, data: Path) -> None:
-    from worldflow.probe import StateProbe, recorded_state
+    from worldflow.episodes import recorded_state
+    from worldflow.probe import StateProbe
 
     dataset = Dataset(data)
     clips = whole_clips(dataset, past=PAST, horizon=HORIZON, num_clips=8)

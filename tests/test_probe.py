@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from worldflow.data import Dataset
 from worldflow.envs.recorder import Recorder
+from worldflow.episodes import recorded_state
 from worldflow.fingerprint import fingerprint
-from worldflow.probe import ProbeConfig, StateProbe, fit_probe, probe_error, recorded_state
+from worldflow.probe import ProbeConfig, StateProbe, fit_probe, probe_error
 from worldflow.types import Episode
 
 SIZE = 16

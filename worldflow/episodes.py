@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from worldflow.types import ActionSpec, Episode
 
-__all__ = ["as_episode", "checked_episode"]
+if TYPE_CHECKING:
+    from jaxtyping import Float64
+
+__all__ = ["as_episode", "checked_episode", "recorded_state"]
 
 
 def as_episode(episode: object) -> Episode:
@@ -107,3 +110,27 @@ def checked_episode(
         truncated=truncated.astype(bool),
         infos=infos,
     )
+
+
+def recorded_state(episode: Episode, *, where: str = "the episode") -> Float64[np.ndarray, "time+1 state"]:
+    """The simulator's state at every frame of an episode, from its `infos["state"]`.
+
+    Args:
+        episode: The episode.
+        where: What to call it in an error.
+
+    Raises:
+        ValueError: If no state was recorded, or not one for every frame.
+    """
+    if "state" not in episode.infos:
+        raise ValueError(
+            f'{where} has no info["state"], so its physics cannot be measured; record it with `worldflow collect`, '
+            'or with an environment whose info holds the simulator\'s state under "state"'
+        )
+    state = np.asarray(episode.infos["state"])
+    if state.ndim != 2 or len(state) != len(episode.frames) or state.shape[1] < 1 or state.dtype.kind not in "fiub":
+        raise ValueError(
+            f'info["state"] of {where} must be numbers of shape (time + 1, state) = ({len(episode.frames)}, state), '
+            f"got {state.dtype} of shape {state.shape}; record one state vector with every frame"
+        )
+    return state.astype(np.float64)

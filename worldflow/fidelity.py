@@ -229,7 +229,7 @@ class _Evaluation:
     # -- instruments ------------------------------------------------------------------------------------------------
 
     def _states(self, clips: Clip) -> np.ndarray | None:
-        from worldflow.probe import recorded_state
+        from worldflow.episodes import recorded_state
 
         rows = []
         known: dict[int, np.ndarray] = {}

@@ -38,18 +38,18 @@ from worldflow.checkpoint import from_plain, to_plain
 from worldflow.codec import to_float
 from worldflow.data import Dataset
 from worldflow.degrade import degraded
+from worldflow.episodes import recorded_state
 from worldflow.excerpts import Excerpts
 from worldflow.fingerprint import fingerprint
 from worldflow.fit import Stage, fit
 from worldflow.log import NoLog
-from worldflow.types import Episode
 from worldflow.weights import load_weights, read_weights, write_weights
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Float64, UInt8
     from numpy.typing import ArrayLike
 
-__all__ = ["ProbeConfig", "ProbeError", "StateProbe", "fit_probe", "probe_error", "recorded_state"]
+__all__ = ["ProbeConfig", "ProbeError", "StateProbe", "fit_probe", "probe_error"]
 
 PROBE = Stage(name="probe", headline="probe/error", rate="probe/frames_per_second")
 STEPS = 1600
@@ -291,30 +291,6 @@ def probe_error(
         raise ValueError("states hold NaN or infinite numbers in coordinates the probe reads; leave these rollouts out")
     error = (probe.read(frames, chunk=chunk).cpu().double().numpy() - true) / probe.std.cpu().numpy()[kept]
     return ProbeError(squared=np.square(error))
-
-
-def recorded_state(episode: Episode, *, where: str = "the episode") -> Float64[np.ndarray, "time+1 state"]:
-    """The simulator's state at every frame of an episode, from its `infos["state"]`.
-
-    Args:
-        episode: The episode.
-        where: What to call it in an error.
-
-    Raises:
-        ValueError: If no state was recorded, or not one for every frame.
-    """
-    if "state" not in episode.infos:
-        raise ValueError(
-            f'{where} has no info["state"], so its physics cannot be measured; record it with `worldflow collect`, '
-            'or with an environment whose info holds the simulator\'s state under "state"'
-        )
-    state = np.asarray(episode.infos["state"])
-    if state.ndim != 2 or len(state) != len(episode.frames) or state.shape[1] < 1 or state.dtype.kind not in "fiub":
-        raise ValueError(
-            f'info["state"] of {where} must be numbers of shape (time + 1, state) = ({len(episode.frames)}, state), '
-            f"got {state.dtype} of shape {state.shape}; record one state vector with every frame"
-        )
-    return state.astype(np.float64)
 
 
 def fit_probe(
