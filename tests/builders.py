@@ -71,6 +71,8 @@ def tiny_flow(
     action_dim: int = 2,
     window: int = 3,
     draft: bool = True,
+    mixing: bool = False,
+    shown: bool = False,
     shallow_layers: tuple[int, ...] = (1,),
     deep_layers: int = 2,
     soft_clip: float | None = 4.0,
@@ -90,6 +92,8 @@ def tiny_flow(
         deep_width=width,
         draft_layers=2 if draft else 0,
         draft_width=width,
+        draft_mixing=mixing,
+        has_shown=shown,
         head_dim=16,
         window=window,
         soft_clip=soft_clip,
@@ -137,6 +141,7 @@ def tiny_world(
     action: Action = "box",
     window: int = 3,
     draft: bool = True,
+    shown: bool = False,
     soft_clip: float | None = 4.0,
     noise_std: float = 0.3,
     atoms: tuple[float, ...] = (0.0, 1.0),
@@ -153,6 +158,7 @@ def tiny_world(
         action: Kind of its actions: Box of 2, Box of 1, Discrete(4), or MultiDiscrete([3, 2]) starting at (0, 1).
         window: Attention window in frames; the bank's pasts have as many frames.
         draft: Whether it has a drafter.
+        shown: Whether drafts are made from codes of shown frames.
         soft_clip: Bound of the affine parameters.
         atoms: Rewards with a mass of their own.
         contexts: Pasts in the bank; 0 leaves it without.
@@ -179,6 +185,7 @@ def tiny_world(
         deep_width=32,
         draft_layers=2 if draft else 0,
         draft_width=32,
+        has_shown=shown,
         head_dim=16,
         window=window,
         soft_clip=soft_clip,

@@ -70,6 +70,8 @@ class NaiveFlow:
         positions: list[tuple[float, float, float]],
         visible: list[list[int]],
         layers: int,
+        *,
+        mixed_slots: int = 0,
     ) -> list[np.ndarray]:
         """Final hidden state of every slot; `visible[i]` lists the slots that slot `i` sees."""
         size = self.config.head_dim
@@ -96,8 +98,20 @@ class NaiveFlow:
                 inner = gelu(self.linear(f"{block}.mlp_in", self.layer_norm(f"{block}.mlp_norm", x)))
                 after.append(x + self.linear(f"{block}.mlp_out", inner))
             hidden = after
+            if mixed_slots:
+                hidden = self.mix(f"{block}.mixing", hidden, mixed_slots)
         gain = 1 + self.weights[f"{name}.final_norm.weight"]
         return [x / math.sqrt((x**2).mean() + 1e-6) * gain for x in hidden]
+
+    def mix(self, name: str, hidden: list[np.ndarray], slots: int) -> list[np.ndarray]:
+        """An MLP over all slots of each frame, added to them."""
+        after = []
+        for first in range(0, len(hidden), slots):
+            frame = hidden[first : first + slots]
+            joined = np.concatenate([self.layer_norm(f"{name}.norm", slot) for slot in frame])
+            added = self.linear(f"{name}.reduce", gelu(self.linear(f"{name}.expand", joined)))
+            after += [slot + part for slot, part in zip(frame, np.split(added, slots), strict=True)]
+        return after
 
     def affine(self, name: str, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         out = self.linear(f"{name}.proj_out", hidden)
@@ -154,23 +168,32 @@ class NaiveFlow:
         window = self.config.window
         visible = [[j for j, k in enumerate(frame_of) if q - window < k <= q] for q in frame_of]
         name = "drafter.frames.transformer"
-        hidden = self.transformer(name, slots, positions, visible, self.config.draft_layers)
+        mixed = len(self.cells()) if self.config.draft_mixing else 0
+        hidden = self.transformer(name, slots, positions, visible, self.config.draft_layers, mixed_slots=mixed)
         added = np.array([self.linear("drafter.proj_out", h) for h in hidden])
         return (np.array(carried) + added).reshape(u.shape)
 
-    def __call__(self, x: np.ndarray, actions: np.ndarray | None, *, is_hidden: bool = False) -> NaiveOutput:
-        """The density of frames `(time, token, latent)`; `actions[t]` led to frame `t`."""
+    def __call__(
+        self,
+        x: np.ndarray,
+        actions: np.ndarray | None,
+        *,
+        shown: np.ndarray | None = None,
+        is_hidden: bool = False,
+    ) -> NaiveOutput:
+        """The density of frames `(time, token, latent)`; `actions[t]` led to frame `t`, `shown[t]` is seen after it."""
         num_frames, num_tokens, _ = x.shape
         shallow = [self.shallow(frame) for frame in x]
         u = np.array([frame for frame, _ in shallow])
-        draft = self.drafts(u, actions, is_hidden) if self.config.draft_layers else None
+        past = u if shown is None else shown
+        draft = self.drafts(past, actions, is_hidden) if self.config.draft_layers else None
 
         slots, positions, frame_of = [], [], []
         for t in range(num_frames):
             if t == 0:
                 lead = self.linear("deep.proj_in", self.weights["deep.start"])
             elif actions is None:
-                lead = self.linear("deep.proj_in", u[t - 1][-1])
+                lead = self.linear("deep.proj_in", past[t - 1][-1])
             elif is_hidden:
                 lead = self.weights["deep.hidden_action"]
             else:

@@ -24,6 +24,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "no shallow block": {"shallow_layers": ()},
     "wide grid": {"grid": (1, 3), "latent_dim": 2},
     "window of one frame": {"window": 1},
+    "mixed drafts": {"mixing": True},
+    "shown frames": {"shown": True, "shallow_layers": ()},
+    "shown frames, released layout": {"shown": True, "action_dim": 0},
 }
 
 
@@ -48,10 +51,15 @@ def part(actions: Tensor | None, *index: Any) -> Tensor | None:
     return None if actions is None else actions[index]
 
 
+def seen(flow: VideoFlow, x: Tensor) -> dict[str, Tensor]:
+    """What is shown of frames, where the flow reads it: any function of each of them."""
+    return {"shown": x.sin()} if flow.config.has_shown else {}
+
+
 def test_maps_are_far_from_the_identity(flow: VideoFlow) -> None:
     # Otherwise the tests below would prove little.
     x, actions = clips(flow, 2, 4)
-    out = flow(x, actions)
+    out = flow(x, actions, **seen(flow, x))
     scale = out.log_det.abs().mean() / flow.config.latent_dim
     assert torch.equal(out.u, x) if not flow.config.shallow_layers else (out.u - x).abs().mean() > 0.2
     assert (out.z - out.u).abs().mean() > 0.2
@@ -64,11 +72,12 @@ def test_maps_are_far_from_the_identity(flow: VideoFlow) -> None:
 def test_equals_loops_in_numpy(flow: VideoFlow) -> None:
     x, actions = clips(flow, 2, 5)
     hide = torch.tensor([False, True])
-    out = flow(x, actions, hide_actions=hide)
+    out = flow(x, actions, hide_actions=hide, **seen(flow, x))
     naive = NaiveFlow(flow)
     for row in range(2):
-        shown = None if actions is None else actions[row].numpy()
-        expected = naive(x[row].numpy(), shown, is_hidden=bool(hide[row]))
+        led = None if actions is None else actions[row].numpy()
+        looks = {name: look[row].numpy() for name, look in seen(flow, x).items()}
+        expected = naive(x[row].numpy(), led, is_hidden=bool(hide[row]), **looks)
         # Both in float64, sums of at most a thousand terms of order one: 1e-9 is a thousand times their rounding.
         for name in ("log_prob", "z", "u", "draft", "hidden"):
             found, wanted = getattr(out, name), getattr(expected, name)
@@ -80,10 +89,10 @@ def test_equals_loops_in_numpy(flow: VideoFlow) -> None:
 def test_log_det_is_that_of_the_jacobian(flow: VideoFlow) -> None:
     x, actions = clips(flow, 1, 3)
     for hide in (torch.tensor([False]), torch.tensor([True])):
-        out = flow(x, actions, hide_actions=hide)
+        out = flow(x, actions, hide_actions=hide, **seen(flow, x))
 
         def to_noise(v: Tensor, hide: Tensor = hide) -> Tensor:
-            return flow(v, actions, hide_actions=hide).z
+            return flow(v, actions, hide_actions=hide, **seen(flow, v)).z
 
         jacobian = torch.autograd.functional.jacobian(to_noise, x)
         assert isinstance(jacobian, Tensor)
@@ -100,7 +109,7 @@ def test_likelihood_of_a_frame_depends_on_nothing_later(flow: VideoFlow) -> None
     x, actions = clips(flow, 1, 5)
     x.requires_grad_()
     inputs = [x] if actions is None else [x, actions.requires_grad_()]
-    log_prob = flow(x, actions).log_prob[0]
+    log_prob = flow(x, actions, **seen(flow, x)).log_prob[0]
     for t in range(5):
         gradients = torch.autograd.grad(log_prob[t], inputs, retain_graph=True)
         by_frame = gradients[0][0].abs().sum((-2, -1))
@@ -170,7 +179,7 @@ def test_attention_reaches_as_far_as_its_window(layout: dict[str, Any], extra: i
 @pytest.mark.parametrize("method", ["sequential", "jacobi"])
 def test_drawing_inverts_scoring(flow: VideoFlow, method: Method) -> None:
     x, actions = clips(flow, 3, 6)
-    out = flow(x, actions)
+    out = flow(x, actions, **seen(flow, x))
     state = flow.initial_state(3)
     # Solved to 1e-12 in float64; errors feed back over six frames through maps that stretch up to a hundredfold.
     for t in range(6):
@@ -183,7 +192,8 @@ def test_drawing_inverts_scoring(flow: VideoFlow, method: Method) -> None:
         total = drawn.log_prob + shallow[:, 0].sum(-1)
         torch.testing.assert_close(total, out.log_prob[:, t], rtol=1e-8, atol=1e-8)
         assert drawn.sweeps <= flow.config.num_tokens
-        state = drawn.state
+        looks = seen(flow, found)
+        state = drawn.state.with_shown(looks["shown"]) if looks else drawn.state
 
 
 @torch.no_grad()
@@ -207,11 +217,12 @@ def test_jacobi_agrees_with_sequential_in_float32(scale: float) -> None:
 def test_cache_rolls_on_for_many_windows(flow: VideoFlow) -> None:
     x, actions = clips(flow, 2, 20)
     hide = torch.tensor([False, True])
-    whole = flow(x, actions, hide_actions=hide)
+    whole = flow(x, actions, hide_actions=hide, **seen(flow, x))
     state, at = None, 0
     for count in (1, 4, 2, 7, 1, 5):
         piece = slice(at, at + count)
-        out = flow(x[:, piece], part(actions, slice(None), piece), hide_actions=hide, state=state, keep_state=True)
+        options = {"hide_actions": hide, "state": state, "keep_state": True} | seen(flow, x[:, piece])
+        out = flow(x[:, piece], part(actions, slice(None), piece), **options)
         state, at = out.state, at + count
         # The same sums in another order, in float64.
         torch.testing.assert_close(out.log_prob, whole.log_prob[:, piece], rtol=1e-10, atol=1e-10)
@@ -225,14 +236,15 @@ def test_cache_rolls_on_for_many_windows(flow: VideoFlow) -> None:
 def test_rows_of_any_age_live_in_one_batch(flow: VideoFlow) -> None:
     ages, steps = (0, 1, 2, 3, 9), 5
     x, actions = clips(flow, len(ages), max(ages) + steps)
-    whole = flow(x, actions)
+    whole = flow(x, actions, **seen(flow, x))
     states = []
     for row, age in enumerate(ages):
         rows = slice(row, row + 1)
         if age == 0:
             states.append(flow.initial_state(1))
             continue
-        state = flow(x[rows, :age], part(actions, rows, slice(0, age)), keep_state=True).state
+        young = x[rows, :age]
+        state = flow(young, part(actions, rows, slice(0, age)), keep_state=True, **seen(flow, young)).state
         assert state is not None
         states.append(state)
     joined = WorldState.cat(states)
@@ -242,7 +254,7 @@ def test_rows_of_any_age_live_in_one_batch(flow: VideoFlow) -> None:
     mixed = mixed.replace([1, 3], joined[[0, 1]]).replace([0], joined[4])
     future = torch.stack([x[i, ages[i] : ages[i] + steps] for i in order])
     led = None if actions is None else torch.stack([actions[i, ages[i] : ages[i] + steps] for i in order])
-    out = flow(future, led, state=mixed)
+    out = flow(future, led, state=mixed, **seen(flow, future))
     for row, i in enumerate(order):
         expected = whole.log_prob[i, ages[i] : ages[i] + steps]
         torch.testing.assert_close(out.log_prob[row], expected, rtol=1e-10, atol=1e-10)
@@ -303,10 +315,20 @@ def test_hidden_actions_do_not_matter_and_shown_ones_do() -> None:
 
 def test_every_parameter_gets_a_gradient(flow: VideoFlow) -> None:
     x, actions = clips(flow, 2, 5)
-    out = flow(x, actions, hide_actions=torch.tensor([False, True]))
+    out = flow(x, actions, hide_actions=torch.tensor([False, True]), **seen(flow, x))
     (out.log_prob.sum() + out.hidden.sum()).backward()
     idle = [name for name, p in flow.named_parameters() if p.grad is None or not p.grad.any()]
     assert not idle
+
+
+def test_a_detached_draft_learns_nothing_from_the_likelihood() -> None:
+    flow = tiny_flow()
+    x, actions = clips(flow, 2, 4)
+    flow(x, actions, detach_draft=True).log_prob.sum().backward()
+    assert flow.drafter is not None
+    assert all(p.grad is None for p in flow.drafter.parameters())
+    with torch.no_grad():
+        assert torch.equal(flow(x, actions, detach_draft=True).log_prob, flow(x, actions).log_prob)
 
 
 def test_says_what_is_wrong_with_shapes_and_sizes() -> None:
@@ -319,6 +341,10 @@ def test_says_what_is_wrong_with_shapes_and_sizes() -> None:
         flow(x)
     with pytest.raises(ValueError, match=r"actions must have shape \(1, 3, 2\), got \(1, 2, 2\)"):
         flow(x, actions[:, :2])
+    with pytest.raises(ValueError, match="does not read codes of shown frames"):
+        flow(x, actions, shown=x)
+    with pytest.raises(ValueError, match=r"shown frames must have the shape \(1, 3, 4, 3\) of x, got none"):
+        tiny_flow(shown=True)(x, actions)
     with pytest.raises(ValueError, match="even number of blocks"):
         FlowConfig(latent_dim=1, grid=(1, 1), shallow_layers=(1, 1))
     with pytest.raises(ValueError, match="window must be at least 1, got 0"):

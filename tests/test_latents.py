@@ -52,8 +52,8 @@ def test_gathers_what_reading_frames_gathers(dataset: Dataset, tmp_path: Path, l
 
 def test_codes_live_on_disk(dataset: Dataset, tmp_path: Path) -> None:
     latents, _, _ = encoded(dataset, tmp_path / "codes.npy", chunk=10)
-    assert isinstance(latents.x, np.memmap)
-    np.testing.assert_array_equal(np.load(tmp_path / "codes.npy"), latents.x)
+    assert isinstance(latents.x, np.memmap) and isinstance(latents.shown, np.memmap)
+    np.testing.assert_array_equal(np.load(tmp_path / "codes.npy"), np.stack((latents.x, latents.shown), axis=1))
 
 
 def test_a_full_disk_is_an_error_and_leaves_nothing(dataset: Dataset, tmp_path: Path) -> None:

@@ -37,10 +37,13 @@ def close(found: Tensor, expected: Tensor, *, relative: float) -> bool:
     return bool(((found - expected).abs() <= relative * expected.abs().clamp(min=1)).all())
 
 
-@pytest.mark.parametrize(("action", "temperature"), [("box", 1.0), ("discrete", 0.5)])
-def test_two_hundred_steps_are_scored_as_they_were_drawn(action: Action, temperature: float) -> None:
-    world = tiny_world(action=action, scale=0.7)
+@pytest.mark.parametrize(
+    ("action", "temperature", "shown"), [("box", 1.0, False), ("discrete", 0.5, False), ("box", 1.0, True)]
+)
+def test_two_hundred_steps_are_scored_as_they_were_drawn(action: Action, temperature: float, shown: bool) -> None:
+    world = tiny_world(action=action, scale=0.7, shown=shown)
     frames, actions = recording(world, 2, 3)
+    seen = [frames]
     x = [*world.encode(frames, generator=rng(0)).unbind(1)]
     state = world.start(frames, actions, generator=rng(0))
     generator = rng(1)
@@ -50,6 +53,7 @@ def test_two_hundred_steps_are_scored_as_they_were_drawn(action: Action, tempera
         transition, state = world.step(state, future[:, t], generator=generator, temperature=temperature)
         assert transition.frame is not None
         steps.append(transition)
+        seen.append(transition.frame[:, None])
         x.append(world.flow.from_deep(transition.latent))
     rewards = torch.stack([s.reward for s in steps], 1)
     terminated = torch.stack([s.terminated for s in steps], 1)
@@ -59,6 +63,7 @@ def test_two_hundred_steps_are_scored_as_they_were_drawn(action: Action, tempera
         torch.cat((actions, future), 1),
         torch.cat((before, rewards), 1),
         torch.cat((before.bool(), terminated), 1),
+        codes=world.codes(torch.cat(seen, 1)),
     )
     assert terminated.any() and not terminated.all()
     for part in ("frame", "reward", "terminated", "total"):

@@ -128,14 +128,35 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) ->
     return scores.masked_fill(~mask, -torch.inf).softmax(-1) @ values
 
 
-class Block(nn.Module):
-    """Self-attention and MLP, pre-norm."""
+class Mixing(nn.Module):
+    """One MLP over all slots of a frame together, pre-norm: what attention can only average, it can combine.
 
-    def __init__(self, dim: int, *, head_dim: int = 64, expansion: int = 4) -> None:
+    Args:
+        slots: Of a frame.
+        dim: Channels of a slot.
+    """
+
+    def __init__(self, slots: int, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.expand = nn.Linear(slots * dim, slots * dim)
+        self.reduce = nn.Linear(slots * dim, slots * dim)
+
+    def forward(self, x: Float[Tensor, "batch slot dim"]) -> Float[Tensor, "batch slot dim"]:
+        """`x` and what is added to it; whole frames of slots."""
+        frames = self.norm(x).reshape(len(x), -1, self.expand.in_features)
+        return x + self.reduce(F.gelu(self.expand(frames))).view_as(x)
+
+
+class Block(nn.Module):
+    """Self-attention and MLP, pre-norm; and `Mixing` over `mixed` slots where there are so many in a frame."""
+
+    def __init__(self, dim: int, *, head_dim: int = 64, expansion: int = 4, mixed: int = 0) -> None:
         super().__init__()
         if dim % head_dim:
             raise ValueError(f"width {dim} must be a multiple of the head size {head_dim}")
         self.head_dim = head_dim
+        self.mixing = Mixing(mixed, dim) if mixed else None
         self.attention_norm = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.attention_out = nn.Linear(dim, dim)
@@ -161,6 +182,8 @@ class Block(nn.Module):
         attended = _attend(query, keys, values, mask)
         x = x + self.attention_out(rearrange(attended, "b h s d -> b s (h d)"))
         x = x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
+        if self.mixing is not None:
+            x = self.mixing(x)
         return x, (key, value)
 
 
@@ -173,14 +196,15 @@ class Transformer(nn.Module):
         head_dim: Channels of one head.
     """
 
-    def __init__(self, dim: int, layers: int, *, head_dim: int = 64) -> None:
+    def __init__(self, dim: int, layers: int, *, head_dim: int = 64, mixed: int = 0) -> None:
         super().__init__()
         self.cache_shape = (layers, dim // head_dim, head_dim)
-        blocks = [Block(dim, head_dim=head_dim) for _ in range(layers)]
+        blocks = [Block(dim, head_dim=head_dim, mixed=mixed) for _ in range(layers)]
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = RMSNorm(dim)
         for block in blocks:
-            for last in (block.attention_out, block.mlp_out):
+            ends = [block.attention_out, block.mlp_out] + ([block.mixing.reduce] if block.mixing else [])
+            for last in ends:
                 nn.init.normal_(last.weight, std=0.02 / (2 * layers) ** 0.5)  # GPT-2's residual scaling
                 nn.init.zeros_(last.bias)
 

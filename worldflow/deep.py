@@ -50,6 +50,7 @@ class FrameTransformer(nn.Module):
         window: Frames in view, the current one included.
         head_dim: Channels of one head.
         is_causal_inside: Whether the slots of a frame are ordered.
+        is_mixed: Whether each layer ends with an MLP over all slots of a frame; they must not be ordered then.
     """
 
     def __init__(
@@ -61,12 +62,15 @@ class FrameTransformer(nn.Module):
         window: int,
         head_dim: int,
         is_causal_inside: bool,
+        is_mixed: bool = False,
     ) -> None:
         super().__init__()
+        if is_causal_inside and is_mixed:
+            raise ValueError("slots that are ordered cannot be mixed")
         self.window = window
         self.slots = len(positions)
         self.is_causal_inside = is_causal_inside
-        self.transformer = Transformer(width, layers, head_dim=head_dim)
+        self.transformer = Transformer(width, layers, head_dim=head_dim, mixed=self.slots if is_mixed else 0)
         self.rotary = RotaryPositions(head_dim)
         self.register_buffer("positions", positions, persistent=False)
         self.positions: Tensor

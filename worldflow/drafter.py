@@ -34,6 +34,7 @@ class Drafter(nn.Module):
         width, layers, head_dim: Its transformer.
         window: Frames in view.
         action_dim: Length of an action's feature vector; 0 for a model without actions.
+        is_mixed: Whether each layer ends with an MLP over the whole frame.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Drafter(nn.Module):
         head_dim: int,
         window: int,
         action_dim: int,
+        is_mixed: bool = False,
     ) -> None:
         super().__init__()
         self.proj_in = nn.Linear(2 * latent_dim, width)
@@ -61,6 +63,7 @@ class Drafter(nn.Module):
             window=window,
             head_dim=head_dim,
             is_causal_inside=False,
+            is_mixed=is_mixed,
         )
         self.proj_out = nn.Linear(width, latent_dim)
         nn.init.zeros_(self.proj_out.weight)

@@ -53,6 +53,11 @@ class FlowConfig:
     """Transformer layers of the drafter; 0 for none."""
     draft_width: int = 192
     """Channels of the drafter."""
+    draft_mixing: bool = False
+    """Whether the drafter's layers end with an MLP over the whole frame; for frames of few tokens."""
+    has_shown: bool = False
+    """Whether drafts are made from the codes of frames as they are shown, without the noise that the density needs.
+    They are part of the past like actions, so the density of a frame given the past stays exact."""
     head_dim: int = 64
     """Channels of one attention head."""
     window: int = 8
@@ -153,6 +158,7 @@ class VideoFlow(nn.Module):
                 head_dim=config.head_dim,
                 window=config.window,
                 action_dim=config.action_dim,
+                is_mixed=config.draft_mixing,
             )
 
     def to_deep(
@@ -199,9 +205,11 @@ class VideoFlow(nn.Module):
         x: Float[Tensor, "batch time token latent"],
         actions: Float[Tensor, "batch time action"] | None = None,
         *,
+        shown: Float[Tensor, "batch time token latent"] | None = None,
         hide_actions: Bool[Tensor, " batch"] | None = None,
         state: WorldState | None = None,
         keep_state: bool = False,
+        detach_draft: bool = False,
     ) -> FlowOutput:
         """The density of every frame given the ones before it, in one parallel pass.
 
@@ -209,25 +217,29 @@ class VideoFlow(nn.Module):
             x: Latent frames.
             actions: `actions[:, t]` is the feature vector of the action that led to frame `t`; the one at a sequence's
                 first frame is never read.
+            shown: Codes of the frames as they are shown, where the flow was made for them (`FlowConfig.has_shown`);
+                those of frame `t` are read for later frames only.
             hide_actions: Rows whose actions are not shown: they give `log p(x_t | past)`.
             state: Where the frames continue from; None starts a sequence.
             keep_state: Also return the state after the last frame. With `state` or `keep_state`, memory holds
                 `window - 1` more frames than `x`.
+            detach_draft: Keep the likelihood's gradient from the drafter.
 
         Raises:
             ValueError: If shapes do not fit the configuration.
         """
-        self._check(x, actions)
+        self._check(x, actions, shown)
         u, log_det = self.to_deep(x)
         B, T = u.shape[:2]
         if state is None and keep_state:
             state = self.initial_state(B)
         count = None if state is None else state.count
         before = u.new_zeros(B, 2, *u.shape[2:]) if state is None else state.latents.to(u.dtype)
-        history = torch.cat((before, u), dim=1)
+        history = torch.cat((before, u if shown is None else shown), dim=1)
         draft, draft_new, lead = self._look_ahead(history[:, :-1], actions, hide_actions=hide_actions, state=state)
         past = None if state is None else _cache(state.deep_keys, state.deep_values)
-        out = self.deep(u, lead=lead, draft=draft, past=past, count=count)
+        given = draft.detach() if detach_draft and draft is not None else draft
+        out = self.deep(u, lead=lead, draft=given, past=past, count=count)
         z = (u - out.mu) / out.sigma
         log_det = log_det - out.sigma.log().sum(-1)
         return FlowOutput(
@@ -254,6 +266,9 @@ class VideoFlow(nn.Module):
 
         Solved to `tolerance`, then passed through the block once more: that pass gives the keys and values of exactly
         the returned tokens, and their exact log-likelihood.
+
+        The state after it takes `u` for what is shown of the frame; where the flow is made for codes of shown frames, the
+        caller puts them into its place (`WorldState.with_shown`) before it goes on.
 
         Args:
             state: What came before.
@@ -291,7 +306,7 @@ class VideoFlow(nn.Module):
     ) -> tuple[Tensor | None, KeyValue | None, Tensor]:
         """What is known of each frame before it is there: its draft, what drafting leaves, and its lead slot.
 
-        `before` holds `u` of the two frames before the first one, then of all frames but the last.
+        `before` holds `u`, or what is shown, of the two frames before the first one, then of all frames but the last.
         """
         B, T = len(before), before.shape[1] - 1
         count = None if state is None else state.count
@@ -327,13 +342,18 @@ class VideoFlow(nn.Module):
             count=state.count + num_frames,
         )
 
-    def _check(self, x: Tensor, actions: Tensor | None) -> None:
+    def _check(self, x: Tensor, actions: Tensor | None, shown: Tensor | None) -> None:
         expected = (self.config.num_tokens, self.config.latent_dim)
         if x.dim() != 4 or tuple(x.shape[2:]) != expected:
             raise ValueError(f"x must have shape (batch, time, {expected[0]}, {expected[1]}), got {tuple(x.shape)}")
         if self.config.action_dim and (actions is None or actions.shape != (*x.shape[:2], self.config.action_dim)):
             given = "none" if actions is None else str(tuple(actions.shape))
             raise ValueError(f"actions must have shape {(*x.shape[:2], self.config.action_dim)}, got {given}")
+        if self.config.has_shown and (shown is None or shown.shape != x.shape):
+            given = "none" if shown is None else str(tuple(shown.shape))
+            raise ValueError(f"codes of shown frames must have the shape {tuple(x.shape)} of x, got {given}")
+        if shown is not None and not self.config.has_shown:
+            raise ValueError("this flow does not read codes of shown frames (FlowConfig.has_shown is False)")
 
 
 def _cache(keys: Tensor, values: Tensor) -> KeyValue:

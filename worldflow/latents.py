@@ -16,6 +16,7 @@ import torch
 
 from worldflow.atomic import replacing
 from worldflow.data import Dataset
+from worldflow.randomness import normal
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, Int64, Shaped, UInt8
@@ -31,6 +32,7 @@ class LatentBatch:
     """Windows of codes; `valid` is False where a short episode was padded."""
 
     x: Float32[Tensor, "batch time+1 token latent"]
+    shown: Float32[Tensor, "batch time+1 token latent"]
     actions: Shaped[Tensor, "batch time *action"]
     rewards: Float32[Tensor, "batch time"]
     terminated: Bool[Tensor, "batch time"]
@@ -47,12 +49,14 @@ class LatentData:
 
     Args:
         x: Codes without noise.
+        shown: Codes of the frames that the codec makes of noisy codes: of a world's own frames, were its flow perfect.
         first_frame: Where each episode's frames begin in `x`.
         lengths: Transitions of each episode; the episode's other arrays begin at `first_frame - episode number`.
         actions, rewards, terminated: One row per transition.
     """
 
     x: Float32[np.ndarray, "frame token latent"]
+    shown: Float32[np.ndarray, "frame token latent"]
     first_frame: Int64[np.ndarray, " episode"]
     lengths: Int64[np.ndarray, " episode"]
     actions: Shaped[np.ndarray, "transition *action"]
@@ -69,6 +73,7 @@ class LatentData:
         valid = start + steps[:-1] < last
         return LatentBatch(
             x=torch.from_numpy(self.x[frame]),
+            shown=torch.from_numpy(self.shown[frame]),
             actions=torch.from_numpy(self.actions[transition]),
             rewards=torch.from_numpy(np.where(valid, self.rewards[transition], np.float32(0))),
             terminated=torch.from_numpy(self.terminated[transition] & valid),
@@ -102,12 +107,26 @@ def sample_frames(
 
 @torch.no_grad()
 def encode_dataset(
-    dataset: Dataset, codec: Codec, path: Path, *, device: torch.device, chunk: int = 256
+    dataset: Dataset,
+    codec: Codec,
+    path: Path,
+    *,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+    chunk: int = 256,
 ) -> Iterator[int | LatentData]:
     """Encode every frame into a file at `path`.
 
     The file is written in order and mapped once it is whole: a full disk is then an error, where a store into mapped
     memory would end the process.
+
+    Args:
+        dataset: The data set.
+        codec: Its codec.
+        path: The file to make or replace: for each frame its code, and the code of what is shown of it.
+        device: Where the codec is.
+        generator: Draws the noise through which frames are shown.
+        chunk: Frames in one go.
 
     Yields:
         The number of frames done after each chunk, and the encoded data set last.
@@ -121,7 +140,7 @@ def encode_dataset(
     header = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)),
         "fortran_order": False,
-        "shape": (int(first[-1]), grid[0] * grid[1], dim),
+        "shape": (int(first[-1]), 2, grid[0] * grid[1], dim),
     }
     actions, rewards, terminated, waiting, done = [], [], [], [], 0
     with replacing(path) as temporary, temporary.open("wb") as file:
@@ -135,13 +154,18 @@ def encode_dataset(
             is_last = number == len(dataset) - 1
             if is_last or sum(map(len, waiting)) >= chunk:
                 frames = torch.from_numpy(np.concatenate(waiting)).to(device)
-                file.write(codec.encode(frames, chunk=chunk).float().cpu().numpy().tobytes())
+                x = codec.encode(frames, chunk=chunk)
+                noise = normal(tuple(x.shape), generator, device=device, dtype=x.dtype)
+                shown = codec.decode(x + codec.config.noise_std * noise, chunk=chunk)
+                both = torch.stack((x, codec.encode(shown, chunk=chunk)), dim=1)
+                file.write(both.float().cpu().numpy().tobytes())
                 done += len(frames)
                 waiting = []
                 yield done
     codes = np.load(path, mmap_mode="r")
     yield LatentData(
-        x=codes,
+        x=codes[:, 0],
+        shown=codes[:, 1],
         first_frame=first[:-1],
         lengths=lengths,
         actions=np.concatenate(actions),

@@ -103,7 +103,7 @@ def world_config(train: TrainConfig, data: DataSpec, reward: RewardSupport) -> W
             "shallow_layers": (),
             "deep_layers": 2,
             "deep_width": 128,
-            "draft_layers": 3,
+            "draft_layers": 2,
             "draft_width": 128,
             "window": 6,
         },
@@ -111,7 +111,7 @@ def world_config(train: TrainConfig, data: DataSpec, reward: RewardSupport) -> W
             "shallow_layers": (),
             "deep_layers": 2,
             "deep_width": 192,
-            "draft_layers": 4,
+            "draft_layers": 3,
             "draft_width": 192,
             "window": 8,
         },
@@ -140,6 +140,11 @@ def world_config(train: TrainConfig, data: DataSpec, reward: RewardSupport) -> W
         noise_std=train.noise_std or (0.05 if is_patch else 0.15),
     )
     flow = FlowConfig(
-        latent_dim=codec.token_dim, grid=codec.grid, action_dim=data.action.feature_dim, **sizes[train.preset]
+        latent_dim=codec.token_dim,
+        grid=codec.grid,
+        action_dim=data.action.feature_dim,
+        draft_mixing=codec.grid[0] * codec.grid[1] <= 4,
+        has_shown=not is_patch,
+        **sizes[train.preset],
     )
     return WorldConfig(data=data, codec=codec, flow=flow, reward=reward)

@@ -174,8 +174,9 @@ def _score_episode(world: WorldModel, episode: Episode, number: int, *, num_draw
         return tensor.expand(num_draws, *tensor.shape)
 
     actions = repeated(episode.actions)
-    known = world.log_prob_latents(x, actions, repeated(episode.rewards), repeated(episode.terminated))
-    hidden = world.log_prob_latents(x, actions, hide_actions=True)
+    shown = codes.expand_as(x)
+    known = world.log_prob_latents(x, actions, repeated(episode.rewards), repeated(episode.terminated), codes=shown)
+    hidden = world.log_prob_latents(x, actions, codes=shown, hide_actions=True)
 
     def mean(values: Tensor) -> np.ndarray:
         return values.mean(0).double().cpu().numpy()

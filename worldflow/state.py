@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +27,7 @@ class WorldState:
     Args:
         deep_keys, deep_values: Rolling cache of the deep block.
         draft_keys, draft_values: Rolling cache of the drafter.
-        latents: `u` of the last two frames, oldest first.
+        latents: `u` of the last two frames, oldest first; or the codes of what was shown of them.
         count: Frames seen.
     """
 
@@ -61,6 +61,11 @@ class WorldState:
         return WorldState(
             **{name: old.index_copy(0, index, new.tensors()[name]) for name, old in self.tensors().items()}
         )
+
+    def with_shown(self, codes: Float[Tensor, "batch token latent"]) -> WorldState:
+        """The same state, with the codes of what was shown in place of the last frame's `u`."""
+        latents = torch.stack((self.latents[:, 0], codes.to(self.latents.dtype)), dim=1)
+        return replace(self, latents=latents)
 
     @staticmethod
     def cat(states: Sequence[WorldState]) -> WorldState:

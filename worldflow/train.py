@@ -248,8 +248,9 @@ class _Run:
     def _encode(self, world: WorldModel) -> LatentData:
         total = int(np.sum(np.asarray(self.dataset.lengths) + 1))
         path = self.folder / "latents.npy"
+        noise = torch.Generator().manual_seed(self.config.seed)  # its own, so that a resumed run encodes the same
         with tqdm(total=total, desc="encode", unit="frame", disable=not self.progress) as bar:
-            for done in encode_dataset(self.dataset, world.codec, path, device=self.device):
+            for done in encode_dataset(self.dataset, world.codec, path, device=self.device, generator=noise):
                 if isinstance(done, LatentData):
                     return done
                 bar.update(done - bar.n)

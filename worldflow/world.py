@@ -105,8 +105,23 @@ class WorldModel(nn.Module):
         Raises:
             ValueError, TypeError: If the frames have the wrong size or type.
         """
-        x = self.codec.encode(torch.as_tensor(frames).to(self.device)).to(self.dtype)
-        return x + self.config.codec.noise_std * normal(tuple(x.shape), generator, device=self.device, dtype=self.dtype)
+        return self.with_noise(self.codes(frames), generator=generator)
+
+    @torch.no_grad()
+    def codes(self, frames: UInt8[Tensor, "*batch row column channel"]) -> Float[Tensor, "*batch token latent"]:
+        """Codes `x` of frames, without noise: of what is shown.
+
+        Raises:
+            ValueError, TypeError: If the frames have the wrong size or type.
+        """
+        return self.codec.encode(torch.as_tensor(frames).to(self.device)).to(self.dtype)
+
+    def with_noise(
+        self, codes: Float[Tensor, "batch time token latent"], *, generator: Generators = None
+    ) -> Float[Tensor, "batch time token latent"]:
+        """Noisy codes `x~ = x + noise_std * eps`."""
+        noise = normal(tuple(codes.shape), generator, device=self.device, dtype=self.dtype)
+        return codes + self.config.codec.noise_std * noise
 
     def encode_actions(
         self, actions: Shaped[Tensor | np.ndarray, "batch time *action"]
@@ -148,8 +163,9 @@ class WorldModel(nn.Module):
             features = self._no_action(B)[:, None]
         else:
             features = self._leading(past_actions, B, T)
-        x = self.encode(frames, generator=generator)
-        state = self.flow(x, features, keep_state=True).state
+        codes = self.codes(frames)
+        x = self.with_noise(codes, generator=generator)
+        state = self.flow(x, features, shown=codes if self.config.flow.has_shown else None, keep_state=True).state
         assert state is not None
         return state
 
@@ -172,8 +188,8 @@ class WorldModel(nn.Module):
             action: Raw actions.
             generator: One for the batch, or one per row.
             temperature: Scale of the frame's noise; below 1 draws nearer to the mode.
-            decode: False leaves the frame in the flow's latent: `frame` is None and `log_prob.frame` is the density of
-                `latent`, without the shallow blocks' part.
+            decode: False leaves the frame in the flow's latent, unless the flow itself needs to see it (`has_shown`):
+                `frame` is None and `log_prob.frame` is the density of `latent`, without the shallow blocks' part.
             method: How to invert the flow.
             tolerance: How closely.
 
@@ -192,11 +208,13 @@ class WorldModel(nn.Module):
         z = normal(shape, generator, device=self.device, dtype=self.dtype)
         chances = uniform((B, 4), generator, device=self.device, dtype=self.dtype)
         drawn = self.flow.draw(state, self.encode_actions(action), temperature * z, method=method, tolerance=tolerance)
-        frame, frame_log_prob = None, drawn.log_prob
-        if decode:
+        frame, frame_log_prob, state = None, drawn.log_prob, drawn.state
+        if decode or self.config.flow.has_shown:
             x, log_det = self._to_frame_latent(drawn.u, method=method)
             frame, frame_log_prob = self.codec.decode(x), frame_log_prob + log_det
-        return self._transition(drawn, frame, frame_log_prob, chances), drawn.state
+            if self.config.flow.has_shown:
+                state = state.with_shown(self.codes(frame))
+        return self._transition(drawn, frame, frame_log_prob, chances), state
 
     @torch.no_grad()
     def imagine(
@@ -244,16 +262,22 @@ class WorldModel(nn.Module):
         def stack(values: Sequence[Tensor]) -> Tensor:  # [(batch * sample, ...)] -> (sample, batch, time, ...)
             return torch.stack(list(values), dim=1).unflatten(0, (B, num_samples)).transpose(0, 1)
 
-        u = stack([t.latent for t in transitions])
-        x, log_det = self._to_frame_latent(u.flatten(0, 2), method=method)
-        decoded = self.codec.decode(x).unflatten(0, u.shape[:3])
+        frame_log_prob = stack([t.log_prob.frame for t in transitions])
+        seen = [t.frame for t in transitions if t.frame is not None]
+        if seen:
+            decoded = stack(seen)
+        else:
+            u = stack([t.latent for t in transitions])
+            x, log_det = self._to_frame_latent(u.flatten(0, 2), method=method)
+            decoded = self.codec.decode(x).unflatten(0, u.shape[:3])
+            frame_log_prob = frame_log_prob + log_det.unflatten(0, u.shape[:3])
         return Dream(
             frames=decoded,
             rewards=stack([t.reward for t in transitions]),
             reward_means=stack([t.reward_mean for t in transitions]),
             terminated=stack([t.terminated for t in transitions]),
             log_prob=LogProb(
-                frame=stack([t.log_prob.frame for t in transitions]) + log_det.unflatten(0, u.shape[:3]),
+                frame=frame_log_prob,
                 reward=stack([t.log_prob.reward for t in transitions]),
                 terminated=stack([t.log_prob.terminated for t in transitions]),
             ),
@@ -288,8 +312,9 @@ class WorldModel(nn.Module):
         Raises:
             ValueError, TypeError: If shapes or types are wrong.
         """
-        x = self.encode(torch.as_tensor(frames), generator=generator)
-        return self.log_prob_latents(x, actions, rewards, terminated, hide_actions=hide_actions)
+        codes = self.codes(frames)
+        x = self.with_noise(codes, generator=generator)
+        return self.log_prob_latents(x, actions, rewards, terminated, codes=codes, hide_actions=hide_actions)
 
     @torch.no_grad()
     def log_prob_latents(
@@ -299,16 +324,34 @@ class WorldModel(nn.Module):
         rewards: Float[Tensor, "batch time"] | None = None,
         terminated: Bool[Tensor, "batch time"] | None = None,
         *,
+        codes: Float[Tensor, "batch time+1 token latent"] | None = None,
         hide_actions: bool = False,
         chunk: int = 32,
     ) -> LogProb:
-        """As `log_prob`, of given noisy codes, `chunk` frames at a time: memory does not grow with the length."""
+        """As `log_prob`, of given noisy codes, `chunk` frames at a time: memory does not grow with the length.
+
+        Args:
+            x: Noisy codes.
+            actions, rewards, terminated, hide_actions: As in `log_prob`.
+            codes: Those of the frames as they are shown; needed, and read, where the flow has use for them
+                (`FlowConfig.has_shown`).
+            chunk: Frames in one pass.
+        """
         B, T = x.shape[:2]
         features = self._leading(actions, B, T)
         hidden_rows = torch.full((B,), hide_actions, device=self.device)
         state, scores, states = None, [], []
-        for part, action in zip(x.split(chunk, dim=1), features.split(chunk, dim=1), strict=True):
-            out = self.flow(part, action, hide_actions=hidden_rows, state=state, keep_state=T > chunk)
+        has_shown = self.config.flow.has_shown and codes is not None
+        for first in range(0, T, chunk):
+            part = slice(first, first + chunk)
+            out = self.flow(
+                x[:, part],
+                features[:, part],
+                shown=codes[:, part] if has_shown and codes is not None else None,
+                hide_actions=hidden_rows,
+                state=state,
+                keep_state=T > chunk,
+            )
             state = out.state
             scores.append(out.log_prob)
             states.append(out.hidden)
