@@ -57,7 +57,7 @@ def randomize(module: nn.Module, *, seed: int = 0, scale: float = 1.0) -> None:
             elif name.endswith("norm.weight") and "final" not in name:
                 parameter.copy_(1 + 0.3 * noise)
             elif name.endswith("carry"):  # below one, or what is rolled out grows without end
-                parameter.copy_(torch.tensor([[0.5], [0.2]]).to(parameter) + 0.1 * noise)
+                parameter.copy_(torch.tensor([[0.5], [0.2], [0.2]])[: len(parameter)].to(parameter) + 0.1 * noise)
             elif name.endswith("draft_gate"):
                 parameter.copy_(0.8 + 0.2 * noise)
             else:
@@ -73,6 +73,7 @@ def tiny_flow(
     draft: bool = True,
     mixing: bool = False,
     shown: bool = False,
+    memory: int = 0,
     shallow_layers: tuple[int, ...] = (1,),
     deep_layers: int = 2,
     soft_clip: float | None = 4.0,
@@ -94,6 +95,7 @@ def tiny_flow(
         draft_width=width,
         draft_mixing=mixing,
         has_shown=shown,
+        memory=memory,
         head_dim=16,
         window=window,
         soft_clip=soft_clip,

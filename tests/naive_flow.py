@@ -148,12 +148,18 @@ class NaiveFlow:
 
     def drafts(self, u: np.ndarray, actions: np.ndarray | None, is_hidden: bool) -> np.ndarray:
         slots, positions, frame_of, carried = [], [], [], []
-        keep, go_on = self.weights["drafter.carry"]
+        keep, go_on, *recall = self.weights["drafter.carry"]
         for t in range(len(u)):
             for n, cell in enumerate(self.cells()):
                 last = u[t - 1][n] if t >= 1 else np.zeros(u.shape[2])
                 change = u[t - 1][n] - u[t - 2][n] if t >= 2 else np.zeros(u.shape[2])
-                slot = self.linear("drafter.proj_in", np.concatenate((last, change)))
+                told = [last, change]
+                if recall:
+                    mean = np.zeros(u.shape[2])
+                    for k in range(t):  # of all frames before, or their exponential mean from `memory` frames on
+                        mean = mean + (u[k][n] - mean) / min(k + 1, self.config.memory)
+                    told.append(mean - last)
+                slot = self.linear("drafter.proj_in", np.concatenate(told))
                 if t >= 1:
                     slot = slot + self.weights["drafter.existence"][0]
                     if actions is not None:
@@ -162,7 +168,7 @@ class NaiveFlow:
                 if t >= 2:
                     slot = slot + self.weights["drafter.existence"][1]
                 slots.append(slot)
-                carried.append(keep * last + go_on * change)
+                carried.append(keep * last + go_on * change + sum(r * told[2] for r in recall))
                 positions.append((*cell, float(t)))
                 frame_of.append(t)
         window = self.config.window

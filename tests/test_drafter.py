@@ -25,7 +25,7 @@ def draft(
     shape = first.shape[:2]
     at = torch.full(shape, index)
     hidden = torch.full(shape, hide)
-    return made(first, second, actions, index=at, is_hidden=hidden)[0]
+    return made(first, second, torch.zeros_like(first), actions, index=at, is_hidden=hidden)[0]
 
 
 def test_every_token_sees_every_token_of_the_frame_before() -> None:

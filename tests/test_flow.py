@@ -27,6 +27,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "mixed drafts": {"mixing": True},
     "shown frames": {"shown": True, "shallow_layers": ()},
     "shown frames, released layout": {"shown": True, "action_dim": 0},
+    "memory": {"memory": 4},
+    "memory of shown frames": {"memory": 3, "shown": True},
 }
 
 
@@ -193,7 +195,7 @@ def test_drawing_inverts_scoring(flow: VideoFlow, method: Method) -> None:
         torch.testing.assert_close(total, out.log_prob[:, t], rtol=1e-8, atol=1e-8)
         assert drawn.sweeps <= flow.config.num_tokens
         looks = seen(flow, found)
-        state = drawn.state.with_shown(looks["shown"]) if looks else drawn.state
+        state = flow.show(drawn.state, looks["shown"]) if looks else drawn.state
 
 
 @torch.no_grad()

@@ -41,7 +41,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]
     """A package without worlds, one quick recipe, an evaluation that is only noted down."""
     done: list[str] = []
 
-    def evaluate(world: Path, data: Dataset, *, progress: bool) -> None:
+    def evaluate(world: Path, data: Dataset, *, baseline_minutes: float | None, progress: bool) -> None:
         done.append("evaluate")
         weights = load_file(world / "world.safetensors")
         assert torch.float16 in {tensor.dtype for tensor in weights.values()}  # what ships is what is measured

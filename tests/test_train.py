@@ -46,8 +46,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clips(world: Any, batch: int, time: int) -> LatentBatch:
     generator = torch.Generator().manual_seed(0)
     valid = torch.arange(time) < torch.tensor([time, time - 2, 1, *[time] * (batch - 3)])[:, None]
+    x = torch.randn(batch, time + 1, 4, 3, generator=generator)
     return LatentBatch(
-        x=torch.randn(batch, time + 1, 4, 3, generator=generator),
+        x=x,
+        shown=x + 0.3 * torch.randn(x.shape, generator=generator),
         actions=random_actions(world.config.data.action, (batch, time), generator=generator),
         rewards=torch.where(valid, torch.rand(batch, time, generator=generator).round(), 0.0),
         terminated=(torch.rand(batch, time, generator=generator) < 0.3) & valid,
@@ -75,6 +77,25 @@ def test_codec_passes_gradients_to_all_its_parameters() -> None:
     codec.loss(frames[None], smoothness=0.1, generator=torch.Generator().manual_seed(0)).total.backward()
     idle = [n for n, p in codec.named_parameters() if p.grad is None or not p.grad.any()]
     assert not idle
+
+
+def test_drafts_are_made_from_recorded_frames_and_then_from_redrawn_ones() -> None:
+    world = tiny_world(shown=True).train()
+    world.codec.eval().requires_grad_(False)
+    batch, given = clips(world, 64, 5), []
+    read = world.flow.forward
+
+    def forward(x: torch.Tensor, *args: Any, shown: torch.Tensor, **options: Any) -> Any:
+        given.append(shown)
+        return read(x, *args, shown=shown, **options)
+
+    world.flow.forward = forward  # type: ignore[method-assign]
+    loss(world, batch)
+    is_recorded = (given[0] == batch.x).all(-1).all(-1)
+    assert torch.equal(torch.where(is_recorded[..., None, None], batch.x, batch.shown), given[0])
+    assert (is_recorded.long().diff(dim=1) <= 0).all()  # once redrawn, always redrawn
+    # The number of recorded frames is uniform over 1 .. 6: a count over 64 clips beyond 28 has odds below 1e-6.
+    assert all(1 <= int((is_recorded.sum(1) == n).sum()) <= 28 for n in range(1, 7))
 
 
 def test_loss_is_the_mean_over_valid_frames() -> None:
@@ -157,7 +178,7 @@ def test_dropped_actions_are_seen_in_training_only() -> None:
 
 def test_loss_falls_and_the_run_is_complete(data: Path, tmp_path: Path) -> None:
     before = torch.get_rng_state()
-    options: dict[str, Any] = OPTIONS | {"codec_steps": 30, "steps": 45}
+    options: dict[str, Any] = OPTIONS | {"codec_steps": 30, "steps": 81}
     world = train(data, out=tmp_path / "run", **options)
     assert torch.equal(torch.get_rng_state(), before)
     assert not world.training

@@ -58,8 +58,6 @@ class CodecConfig:
     """Channels inside the learned code's networks."""
     blocks: int = 2
     """Mixer layers of the encoder; the decoder has one more."""
-    local_encoder: bool = False
-    local_decoder: bool = False
     noise_std: float = 0.3
     """Standard deviation of the noise added to the code; the learned code has unit variance, pixels span [-1, 1]."""
 
@@ -164,37 +162,32 @@ class _Mixing(nn.Module):
     Every piece sees the whole frame in one layer, for a fraction of a convolution's cost.
     """
 
-    def __init__(
-        self, pieces: int, width: int, *, expansion: int = 2, most_hidden: int = 256, mixes: bool = True
-    ) -> None:
+    def __init__(self, pieces: int, width: int, *, expansion: int = 2, most_hidden: int = 256) -> None:
         super().__init__()
         hidden = min(pieces, most_hidden)
-        self.mixes = mixes
-        if mixes:
-            self.piece_norm = nn.LayerNorm(width)
-            self.piece_in = nn.Linear(pieces, hidden)
-            self.piece_out = nn.Linear(hidden, pieces)
+        self.piece_norm = nn.LayerNorm(width)
+        self.piece_in = nn.Linear(pieces, hidden)
+        self.piece_out = nn.Linear(hidden, pieces)
         self.channel_norm = nn.LayerNorm(width)
         self.channel_in = nn.Linear(width, expansion * width)
         self.channel_out = nn.Linear(expansion * width, width)
-        for layer in ((self.piece_out, self.channel_out) if mixes else (self.channel_out,)):
+        for layer in (self.piece_out, self.channel_out):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Float[Tensor, "frame piece width"]) -> Float[Tensor, "frame piece width"]:
-        if self.mixes:
-            across = self.piece_norm(x).transpose(-1, -2)
-            x = x + self.piece_out(F.gelu(self.piece_in(across))).transpose(-1, -2)
+        across = self.piece_norm(x).transpose(-1, -2)
+        x = x + self.piece_out(F.gelu(self.piece_in(across))).transpose(-1, -2)
         return x + self.channel_out(F.gelu(self.channel_in(self.channel_norm(x))))
 
 
 class _Mixer(nn.Module):
     """Vectors of pieces in, vectors of pieces out, through mixer layers."""
 
-    def __init__(self, pieces: int, *, width: int, blocks: int, mixes: bool = True) -> None:
+    def __init__(self, pieces: int, *, width: int, blocks: int) -> None:
         super().__init__()
         self.place = nn.Parameter(0.02 * torch.randn(pieces, width))
-        self.blocks = nn.ModuleList([_Mixing(pieces, width, mixes=mixes) for _ in range(blocks)])
+        self.blocks = nn.ModuleList([_Mixing(pieces, width) for _ in range(blocks)])
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Float[Tensor, "frame piece width"]) -> Float[Tensor, "frame piece width"]:
@@ -217,15 +210,10 @@ class LatentCodec(Codec):
         self.piece_size = config.patch_size // config.pieces
         pieces = rows * columns // self.piece_size**2
         self.pieces_in = nn.Linear(channels * self.piece_size**2, width)
-        k2 = config.pieces**2
-        self.encoder = _Mixer(pieces, width=width, blocks=config.blocks, mixes=not config.local_encoder)
-        if config.local_encoder:
-            self.code_out = nn.Linear(width, config.latent_dim // k2)
-            self.code_in = nn.Linear(config.latent_dim // k2, width)
-        else:
-            self.code_out = nn.Linear(k2 * width, config.latent_dim)
-            self.code_in = nn.Linear(config.latent_dim, k2 * width)
-        self.decoder = _Mixer(pieces, width=width, blocks=config.blocks + 1, mixes=not config.local_decoder)
+        self.encoder = _Mixer(pieces, width=width, blocks=config.blocks)
+        self.code_out = nn.Linear(config.pieces**2 * width, config.latent_dim)
+        self.code_in = nn.Linear(config.latent_dim, config.pieces**2 * width)
+        self.decoder = _Mixer(pieces, width=width, blocks=config.blocks + 1)
         self.pieces_out = nn.Linear(width, channels * self.piece_size**2)
         nn.init.zeros_(self.pieces_out.weight)
         nn.init.zeros_(self.pieces_out.bias)
@@ -244,21 +232,14 @@ class LatentCodec(Codec):
         p, k, (h, w) = self.piece_size, self.config.pieces, self.config.grid
         pixels = (pixels.to(self.mean_frame.dtype) - self.mean_frame) * 2
         pieces = self.pieces_in(rearrange(pixels, "f c (h p) (w q) -> f (h w) (p q c)", p=p, q=p))
-        e = self.encoder(pieces)
-        if self.config.local_encoder:
-            code = _wide(rearrange(self.code_out(e), "f (h a w b) d -> f (h w) (a b d)", h=h, w=w, a=k, b=k))
-        else:
-            code = _wide(self.code_out(rearrange(e, "f (h a w b) d -> f (h w) (a b d)", h=h, w=w, a=k, b=k)))
+        cells = rearrange(self.encoder(pieces), "f (h a w b) d -> f (h w) (a b d)", h=h, w=w, a=k, b=k)
+        code = _wide(self.code_out(cells))
         return self.normalize(code.flatten(0, 1)).unflatten(0, code.shape[:2])
 
     def decode_pixels(self, x: Tensor) -> Tensor:  # noqa: D102
         p, k, (h, w) = self.piece_size, self.config.pieces, self.config.grid
-        x = x.to(self.mean_frame.dtype)
-        if self.config.local_encoder:
-            c = self.code_in(rearrange(x, "f (h w) (a b d) -> f (h a w b) d", h=h, w=w, a=k, b=k))
-        else:
-            c = rearrange(self.code_in(x), "f (h w) (a b d) -> f (h a w b) d", h=h, w=w, a=k, b=k)
-        pieces = self.decoder(c)
+        cells = self.code_in(x.to(self.mean_frame.dtype))
+        pieces = self.decoder(rearrange(cells, "f (h w) (a b d) -> f (h a w b) d", h=h, w=w, a=k, b=k))
         pixels = rearrange(self.pieces_out(pieces), "f (h w) (p q c) -> f c (h p) (w q)", h=h * k, p=p, q=p)
         return self.mean_frame + _wide(pixels)
 

@@ -35,6 +35,7 @@ class Drafter(nn.Module):
         window: Frames in view.
         action_dim: Length of an action's feature vector; 0 for a model without actions.
         is_mixed: Whether each layer ends with an MLP over the whole frame.
+        has_memory: Whether it also reads the running mean of all frames before.
     """
 
     def __init__(
@@ -48,9 +49,11 @@ class Drafter(nn.Module):
         window: int,
         action_dim: int,
         is_mixed: bool = False,
+        has_memory: bool = False,
     ) -> None:
         super().__init__()
-        self.proj_in = nn.Linear(2 * latent_dim, width)
+        self.has_memory = has_memory
+        self.proj_in = nn.Linear((3 if has_memory else 2) * latent_dim, width)
         self.existence = nn.Parameter(torch.randn(2, width) * 0.02)  # of the last frame, of the one before it
         self.action_in = None
         if action_dim:
@@ -68,13 +71,17 @@ class Drafter(nn.Module):
         self.proj_out = nn.Linear(width, latent_dim)
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
-        # How much of the last frame, and of its change, each channel keeps: a still world is drafted from the start.
-        self.carry = nn.Parameter(torch.stack((torch.ones(latent_dim), torch.zeros(latent_dim))))
+        # How much of the last frame, of its change and of what the mean has more, each channel keeps: a still world is
+        # drafted from the start.
+        carry = torch.zeros(3 if has_memory else 2, latent_dim)
+        carry[0] = 1
+        self.carry = nn.Parameter(carry)
 
     def forward(
         self,
         previous: Float[Tensor, "batch time token latent"],
         before_previous: Float[Tensor, "batch time token latent"],
+        mean: Float[Tensor, "batch time token latent"],
         actions: Float[Tensor, "batch time action"] | None,
         *,
         index: Int64[Tensor, "batch time"],
@@ -87,6 +94,7 @@ class Drafter(nn.Module):
         Args:
             previous: `u_{t-1}` for each frame `t` (anything where it does not exist).
             before_previous: `u_{t-2}`, likewise.
+            mean: Running mean of the frames before each frame; not read without memory.
             actions: Features of the action that leads to each frame.
             index: How many frames precede each frame.
             is_hidden: Frames whose action is not shown.
@@ -101,8 +109,11 @@ class Drafter(nn.Module):
             assert actions is not None
             shown = torch.where(is_hidden[..., None], self.hidden_action, self.action_in(actions))
             context = context + torch.where(has_one, shown, 0.0)
-        slots = self.proj_in(torch.cat((last, change), dim=-1)) + context[..., None, :]
+        told = [last, change]
+        if self.has_memory:
+            told.append(torch.where(has_one[..., None], mean - previous, 0.0))
+        slots = self.proj_in(torch.cat(told, dim=-1)) + context[..., None, :]
         hidden, new = self.frames(slots, past=past, count=count)
         added = self.proj_out(hidden)
         added = added if added.dtype == torch.float64 else added.float()
-        return self.carry[0] * last + self.carry[1] * change + added, new
+        return sum((keep * part for keep, part in zip(self.carry, told, strict=True)), added), new

@@ -11,7 +11,7 @@ Reference: Gu et al., 2025, STARFlow-V, arXiv 2511.20462.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,7 +25,7 @@ from worldflow.jacobi import Method, invert
 from worldflow.state import WorldState
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int64
 
 __all__ = ["DrawnFrame", "FlowConfig", "FlowOutput", "VideoFlow"]
 
@@ -58,6 +58,9 @@ class FlowConfig:
     has_shown: bool = False
     """Whether drafts are made from the codes of frames as they are shown, without the noise that the density needs.
     They are part of the past like actions, so the density of a frame given the past stays exact."""
+    memory: int = 0
+    """Frames over which drafts remember the mean of what they saw, so that what stands still stays where it is beyond
+    the window; 0 for no such memory."""
     head_dim: int = 64
     """Channels of one attention head."""
     window: int = 8
@@ -71,6 +74,8 @@ class FlowConfig:
                 "the flow needs an even number of blocks, an odd number of shallow ones and the deep one, or the deep "
                 f"one alone; got shallow_layers={self.shallow_layers}"
             )
+        if self.memory < 0:
+            raise ValueError(f"memory must not be negative, got {self.memory}")
         for name in ("latent_dim", "shallow_width", "deep_layers", "deep_width", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -159,6 +164,7 @@ class VideoFlow(nn.Module):
                 window=config.window,
                 action_dim=config.action_dim,
                 is_mixed=config.draft_mixing,
+                has_memory=config.memory > 0,
             )
 
     def to_deep(
@@ -197,6 +203,7 @@ class VideoFlow(nn.Module):
             draft_keys=draft.keys.transpose(0, 1),
             draft_values=draft.values.transpose(0, 1),
             latents=torch.zeros(batch_size, 2, *grid, **options),
+            mean=torch.zeros(batch_size, *grid, **options),
             count=torch.zeros(batch_size, dtype=torch.int64, device=weight.device),
         )
 
@@ -235,8 +242,12 @@ class VideoFlow(nn.Module):
             state = self.initial_state(B)
         count = None if state is None else state.count
         before = u.new_zeros(B, 2, *u.shape[2:]) if state is None else state.latents.to(u.dtype)
-        history = torch.cat((before, u if shown is None else shown), dim=1)
-        draft, draft_new, lead = self._look_ahead(history[:, :-1], actions, hide_actions=hide_actions, state=state)
+        seen = u if shown is None else shown
+        history = torch.cat((before, seen), dim=1)
+        means = self._running_means(seen, state)
+        draft, draft_new, lead = self._look_ahead(
+            history[:, :-1], means[:, :-1], actions, hide_actions=hide_actions, state=state
+        )
         past = None if state is None else _cache(state.deep_keys, state.deep_values)
         given = draft.detach() if detach_draft and draft is not None else draft
         out = self.deep(u, lead=lead, draft=given, past=past, count=count)
@@ -249,7 +260,7 @@ class VideoFlow(nn.Module):
             u=u,
             draft=draft,
             hidden=out.hidden,
-            state=None if state is None else self._advance(state, history[:, -2:], T, out.new, draft_new),
+            state=None if state is None else self._advance(state, history[:, -2:], means[:, -1], T, out.new, draft_new),
         )
 
     def draw(
@@ -268,7 +279,7 @@ class VideoFlow(nn.Module):
         the returned tokens, and their exact log-likelihood.
 
         The state after it takes `u` for what is shown of the frame; where the flow is made for codes of shown frames, the
-        caller puts them into its place (`WorldState.with_shown`) before it goes on.
+        caller puts them into its place (`show`) before it goes on.
 
         Args:
             state: What came before.
@@ -279,7 +290,9 @@ class VideoFlow(nn.Module):
             hide_actions: Rows that do not see their action.
         """
         actions = None if action is None else action[:, None]
-        draft, draft_new, lead = self._look_ahead(state.latents, actions, hide_actions=hide_actions, state=state)
+        draft, draft_new, lead = self._look_ahead(
+            state.latents, state.mean[:, None], actions, hide_actions=hide_actions, state=state
+        )
         past = _cache(state.deep_keys, state.deep_values)
         flat_draft = None if draft is None else draft[:, 0]
         if flat_draft is not None:
@@ -291,14 +304,41 @@ class VideoFlow(nn.Module):
         u = solution.x[:, None]
         out = self.deep(u, lead=lead, draft=draft, past=past, count=state.count)
         log_prob = standard_normal_log_prob((u - out.mu) / out.sigma) - out.sigma.log().sum((-2, -1))
-        after = self._advance(state, torch.cat((state.latents[:, 1:], u), dim=1), 1, out.new, draft_new)
+        mean = self._running_means(u, state)[:, -1]
+        after = self._advance(state, torch.cat((state.latents[:, 1:], u), dim=1), mean, 1, out.new, draft_new)
         return DrawnFrame(
             u=solution.x, log_prob=log_prob[:, 0], hidden=out.hidden[:, 0], state=after, sweeps=solution.sweeps
         )
 
+    def show(self, state: WorldState, codes: Float[Tensor, "batch token latent"]) -> WorldState:
+        """The state with the codes of what was shown in place of the last frame's `u`."""
+        codes = codes.to(state.latents.dtype)
+        mean = state.mean + self._share(state.count, codes.dtype) * (codes - state.latents[:, 1])
+        return replace(state, latents=torch.stack((state.latents[:, 0], codes), dim=1), mean=mean)
+
+    def _share(self, count: Int64[Tensor, " batch"], dtype: torch.dtype) -> Float[Tensor, "batch 1 1"]:
+        """What the last of so many frames adds to their running mean."""
+        return 1 / count.clamp(min=1, max=max(1, self.config.memory)).to(dtype)[:, None, None]
+
+    def _running_means(
+        self, seen: Float[Tensor, "batch time token latent"], state: WorldState | None
+    ) -> Float[Tensor, "batch time+1 token latent"]:
+        """The running mean before the first frame and after each of them; zeros where nothing is remembered."""
+        B, T = seen.shape[:2]
+        mean = seen.new_zeros(B, *seen.shape[2:]) if state is None else state.mean.to(seen.dtype)
+        if not self.config.memory:
+            return mean[:, None].expand(B, T + 1, *mean.shape[1:])
+        count = torch.zeros(B, dtype=torch.int64, device=seen.device) if state is None else state.count
+        means = [mean]
+        for t in range(T):
+            share = self._share(count + t + 1, seen.dtype)
+            means.append(means[-1] + share * (seen[:, t] - means[-1]))
+        return torch.stack(means, dim=1)
+
     def _look_ahead(
         self,
         before: Float[Tensor, "batch time+1 token latent"],
+        means: Float[Tensor, "batch time token latent"],
         actions: Float[Tensor, "batch time action"] | None,
         *,
         hide_actions: Bool[Tensor, " batch"] | None,
@@ -306,7 +346,8 @@ class VideoFlow(nn.Module):
     ) -> tuple[Tensor | None, KeyValue | None, Tensor]:
         """What is known of each frame before it is there: its draft, what drafting leaves, and its lead slot.
 
-        `before` holds `u`, or what is shown, of the two frames before the first one, then of all frames but the last.
+        `before` holds `u`, or what is shown, of the two frames before the first one, then of all frames but the last;
+        `means` the running mean before each frame.
         """
         B, T = len(before), before.shape[1] - 1
         count = None if state is None else state.count
@@ -318,6 +359,7 @@ class VideoFlow(nn.Module):
             draft, draft_new = self.drafter(
                 before[:, 1:],
                 before[:, :-1],
+                means,
                 actions,
                 index=index,
                 is_hidden=is_hidden,
@@ -328,7 +370,13 @@ class VideoFlow(nn.Module):
         return draft, draft_new, lead
 
     def _advance(
-        self, state: WorldState, latents: Tensor, num_frames: int, deep: KeyValue, draft: KeyValue | None
+        self,
+        state: WorldState,
+        latents: Tensor,
+        mean: Tensor,
+        num_frames: int,
+        deep: KeyValue,
+        draft: KeyValue | None,
     ) -> WorldState:
         deep = roll_in(_cache(state.deep_keys, state.deep_values), deep)
         drafted = _cache(state.draft_keys, state.draft_values)
@@ -339,6 +387,7 @@ class VideoFlow(nn.Module):
             draft_keys=drafted.keys.transpose(0, 1),
             draft_values=drafted.values.transpose(0, 1),
             latents=latents,
+            mean=mean,
             count=state.count + num_frames,
         )
 

@@ -16,13 +16,17 @@ import torch
 
 from worldflow.atomic import replacing
 from worldflow.data import Dataset
-from worldflow.randomness import normal
+from worldflow.randomness import normal, uniform
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, Int64, Shaped, UInt8
     from torch import Tensor
 
     from worldflow.codec import Codec
+
+MOST_NOISE = 3.0
+"""Most noise that frames are redrawn through, as a multiple of the density's own: each gets a share of it at random. So
+drafts learn to put right what is a little wrong; made from clean frames only, they copy every fault of a world's own."""
 
 __all__ = ["LatentBatch", "LatentData", "encode_dataset", "sample_frames"]
 
@@ -156,7 +160,8 @@ def encode_dataset(
                 frames = torch.from_numpy(np.concatenate(waiting)).to(device)
                 x = codec.encode(frames, chunk=chunk)
                 noise = normal(tuple(x.shape), generator, device=device, dtype=x.dtype)
-                shown = codec.decode(x + codec.config.noise_std * noise, chunk=chunk)
+                level = MOST_NOISE * uniform((len(x), 1, 1), generator, device=device, dtype=x.dtype)
+                shown = codec.decode(x + level * codec.config.noise_std * noise, chunk=chunk)
                 both = torch.stack((x, codec.encode(shown, chunk=chunk)), dim=1)
                 file.write(both.float().cpu().numpy().tobytes())
                 done += len(frames)

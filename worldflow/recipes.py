@@ -25,7 +25,7 @@ class TrainConfig:
     codec: Literal["latent", "patch"] = "latent"
     """Model a learned code of the frames, or the pixels themselves."""
     noise_std: float | None = None
-    """Standard deviation of the codes' noise; 0.15 for a learned code and 0.05 for pixels unless given."""
+    """Standard deviation of the codes' noise; 0.05 unless given."""
     codec_steps: int = 4000
     """Steps of the codec's training (not used for pixels)."""
     steps: int = 20000
@@ -42,7 +42,7 @@ class TrainConfig:
     """Transitions of a clip; twice the attention window unless given, so that caches are trained as they are used."""
     codec_frames: int = 50_000
     """Frames kept in memory to train the codec, a random sample where the data set has more."""
-    codec_smoothness: float = 0.005
+    codec_smoothness: float = 0.1
     """Weight of the codes' squared second difference in time beside the reconstruction error."""
     codec_learning_rate: float = 2e-3
     """Peak learning rate of the codec."""
@@ -137,7 +137,7 @@ def world_config(train: TrainConfig, data: DataSpec, reward: RewardSupport) -> W
         latent_dim={"tiny": 16, "base": 16, "large": 32}[train.preset] * (4 if has_large_cells else 1),
         width={"tiny": 96, "base": 128, "large": 256}[train.preset],
         blocks={"tiny": 2, "base": 2, "large": 4}[train.preset],
-        noise_std=train.noise_std or (0.05 if is_patch else 0.15),
+        noise_std=train.noise_std or 0.05,
     )
     flow = FlowConfig(
         latent_dim=codec.token_dim,
@@ -145,6 +145,7 @@ def world_config(train: TrainConfig, data: DataSpec, reward: RewardSupport) -> W
         action_dim=data.action.feature_dim,
         draft_mixing=codec.grid[0] * codec.grid[1] <= 4,
         has_shown=not is_patch,
+        memory=64,
         **sizes[train.preset],
     )
     return WorldConfig(data=data, codec=codec, flow=flow, reward=reward)

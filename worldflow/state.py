@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +28,7 @@ class WorldState:
         deep_keys, deep_values: Rolling cache of the deep block.
         draft_keys, draft_values: Rolling cache of the drafter.
         latents: `u` of the last two frames, oldest first; or the codes of what was shown of them.
+        mean: Running mean of the same over all frames seen; what stands still is known better from it than from any frame.
         count: Frames seen.
     """
 
@@ -36,6 +37,7 @@ class WorldState:
     draft_keys: Float[Tensor, "batch draft_layer draft_head draft_slot feature"]
     draft_values: Float[Tensor, "batch draft_layer draft_head draft_slot feature"]
     latents: Float[Tensor, "batch 2 token latent"]
+    mean: Float[Tensor, "batch token latent"]
     count: Int64[Tensor, " batch"]
 
     def __len__(self) -> int:
@@ -61,11 +63,6 @@ class WorldState:
         return WorldState(
             **{name: old.index_copy(0, index, new.tensors()[name]) for name, old in self.tensors().items()}
         )
-
-    def with_shown(self, codes: Float[Tensor, "batch token latent"]) -> WorldState:
-        """The same state, with the codes of what was shown in place of the last frame's `u`."""
-        latents = torch.stack((self.latents[:, 0], codes.to(self.latents.dtype)), dim=1)
-        return replace(self, latents=latents)
 
     @staticmethod
     def cat(states: Sequence[WorldState]) -> WorldState:

@@ -213,7 +213,7 @@ class WorldModel(nn.Module):
             x, log_det = self._to_frame_latent(drawn.u, method=method)
             frame, frame_log_prob = self.codec.decode(x), frame_log_prob + log_det
             if self.config.flow.has_shown:
-                state = state.with_shown(self.codes(frame))
+                state = self.flow.show(state, self.codes(frame))
         return self._transition(drawn, frame, frame_log_prob, chances), state
 
     @torch.no_grad()
