@@ -198,7 +198,7 @@ def test_loss_falls_and_the_run_is_complete(data: Path, tmp_path: Path) -> None:
     assert {"world.json", "world.safetensors", "contexts.npz", "training.pt", "log.jsonl"} <= names
     assert not {name for name in names if name.startswith(".") or name == "latents.npy"}
     record = json.loads((tmp_path / "run" / "world.json").read_text())
-    assert record["training"]["config"]["steps"] == 45
+    assert record["training"]["config"]["steps"] == 81
     assert record["training"]["episode_hashes"] == episode_hashes(Dataset(data), "train")
     seconds = {
         part: max(r["seconds"] for r in records if f"{part}/loss" in r or f"{part}/above_floor" in r)

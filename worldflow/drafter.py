@@ -1,11 +1,16 @@
 """The drafter: a guess of the whole coming frame, made from the past and the action alone.
 
-A small frame-causal transformer with full attention inside frames reads, for frame `t`, the tokens `u_{t-1}` and their
-change `u_{t-1} - u_{t-2}`, together with the action that leads to `t`, and drafts all of `u_t` at once: what the
-frame before held, and what it learns to add. Because it
-sees only the past, the deep block may use the draft as the center of its affine map and as an input, and the sampler as
-its starting point, and the density stays exact. It is trained by the likelihood and by a squared error to `u_t`: the
-plain flow, which must find motion through the likelihood alone, spends its capacity on texture inside frames first.
+A small frame-causal transformer with full attention inside frames reads, for frame `t`, the tokens of frame `t - 1` and
+their change since `t - 2`, together with the action that leads to `t`, and drafts all of `u_t` at once: what the frame
+before held, and what it learns to add. Each layer may end with an MLP over the whole frame (`is_mixed`), and the running
+mean of all frames before may be read too (`has_memory`): what left the window, but stands still, is known from it.
+
+Because it sees only the past, the deep block may use the draft as the center of its affine map and as an input, and the
+sampler as its starting point, and the density stays exact. It is trained by a squared error to `u_t`: the plain flow,
+which must find motion through the likelihood alone, spends its capacity on texture inside frames first.
+
+On Reacher (codes of 4 x 64 numbers, 90 CPU seconds, one seed), decoded drafts of held-out frames: 27.5 dB without
+mixing after 1168 steps, 27.8 dB with it after 703.
 """
 
 from __future__ import annotations

@@ -6,6 +6,10 @@
 Shallow blocks see one frame at a time and only the deep block crosses frames, so the log-likelihood of each frame
 given the past is exact, and rolling forward needs only `u`: the shallow inverse is off the path from frame to frame.
 
+Drafts (`worldflow.drafter`) may be made from other sights of the past than the noisy `u` that the density is about:
+from the codes of the frames as they were shown (`has_shown`), and from their running mean (`memory`). Both are known
+before the frame is, so its conditional density is as exact as before, and a still thing no longer walks with the noise.
+
 Reference: Gu et al., 2025, STARFlow-V, arXiv 2511.20462.
 """
 
@@ -278,8 +282,8 @@ class VideoFlow(nn.Module):
         Solved to `tolerance`, then passed through the block once more: that pass gives the keys and values of exactly
         the returned tokens, and their exact log-likelihood.
 
-        The state after it takes `u` for what is shown of the frame; where the flow is made for codes of shown frames, the
-        caller puts them into its place (`show`) before it goes on.
+        The state after it takes `u` for what is shown of the frame; where the flow is made for codes of shown frames,
+        the caller puts them into its place (`show`) before it goes on.
 
         Args:
             state: What came before.

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from worldflow.codec import Codec
 
 MOST_NOISE = 3.0
-"""Most noise that frames are redrawn through, as a multiple of the density's own: each gets a share of it at random. So
-drafts learn to put right what is a little wrong; made from clean frames only, they copy every fault of a world's own."""
+"""Most noise that frames are redrawn through, as a multiple of the density's own: each gets a share of it at random.
+So drafts learn to put right what is a little wrong; from clean frames only, they copy every fault of a world's own."""
 
 __all__ = ["LatentBatch", "LatentData", "encode_dataset", "sample_frames"]
 

@@ -28,7 +28,7 @@ class WorldState:
         deep_keys, deep_values: Rolling cache of the deep block.
         draft_keys, draft_values: Rolling cache of the drafter.
         latents: `u` of the last two frames, oldest first; or the codes of what was shown of them.
-        mean: Running mean of the same over all frames seen; what stands still is known better from it than from any frame.
+        mean: Running mean of the same over all frames seen, from which what stands still is known.
         count: Frames seen.
     """
 

@@ -332,7 +332,10 @@ class WorldModel(nn.Module):
 
         Args:
             x: Noisy codes.
-            actions, rewards, terminated, hide_actions: As in `log_prob`.
+            actions: As in `log_prob`.
+            rewards: As in `log_prob`.
+            terminated: As in `log_prob`.
+            hide_actions: As in `log_prob`.
             codes: Those of the frames as they are shown; needed, and read, where the flow has use for them
                 (`FlowConfig.has_shown`).
             chunk: Frames in one pass.
