@@ -1,9 +1,10 @@
 """The drafter: a guess of the whole coming frame, made from the past and the action alone.
 
-A small frame-causal transformer with full attention inside frames reads, for frame `t`, the tokens of frame `t - 1` and
-their change since `t - 2`, together with the action that leads to `t`, and drafts all of `u_t` at once: what the frame
-before held, and what it learns to add. Each layer may end with an MLP over the whole frame (`is_mixed`), and the running
-mean of all frames before may be read too (`has_memory`): what left the window, but stands still, is known from it.
+A small frame-causal transformer with full attention inside frames reads, for frame `t`, the tokens of frame `t - 1`
+and their change since `t - 2`, together with the action that leads to `t`, and drafts all of `u_t` at once: what the
+frame before held, and what it learns to add. Each layer may end with an MLP over the whole frame (`is_mixed`), and the
+running mean of all frames before may be read too (`has_memory`): what left the window, but stands still, is known from
+it.
 
 Because it sees only the past, the deep block may use the draft as the center of its affine map and as an input, and the
 sampler as its starting point, and the density stays exact. It is trained by a squared error to `u_t`: the plain flow,

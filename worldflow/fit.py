@@ -60,6 +60,8 @@ class FitState:
     step: int
     seconds: float
     optimizers: list[dict[str, Any]]
+    usual_norm: float
+    """Running mean of the gradient's norm, by which one that is out of line is told."""
 
 
 def fit(
@@ -94,8 +96,8 @@ def fit(
         minutes: Minutes to take.
         learning_rate: AdamW's peak; Muon's is `MUON_RATE` times it.
         weight_decay: Of matrices.
-        clip_norm: Gradients are scaled down to this norm; a step whose norm is over ten times it, or not finite, is not
-            taken.
+        clip_norm: Gradients are scaled down to this norm; a step whose norm is not finite, or over ten times both this
+            and what it was of late, is not taken.
         items: Frames or transitions of a batch, for the throughput.
         device: Where the module is.
         start: Where an earlier fit stopped.
@@ -109,9 +111,9 @@ def fit(
     optimizers = _optimizers(module, learning_rate=learning_rate, weight_decay=weight_decay)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     parameters = [p for group in groups for p in group["params"]]
-    first, spent = 0, 0.0
+    first, spent, usual = 0, 0.0, clip_norm
     if start is not None:
-        first, spent = start.step, start.seconds
+        first, spent, usual = start.step, start.seconds, start.usual_norm
         for optimizer, saved in zip(optimizers, start.optimizers, strict=True):
             optimizer.load_state_dict(saved)
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
@@ -126,7 +128,8 @@ def fit(
         return clock() - begin
 
     def state() -> FitState:
-        return FitState(step=step, seconds=seconds(), optimizers=[optimizer.state_dict() for optimizer in optimizers])
+        states = [optimizer.state_dict() for optimizer in optimizers]
+        return FitState(step=step, seconds=seconds(), optimizers=states, usual_norm=usual)
 
     bar = tqdm(
         total=steps if minutes is None else 60 * minutes,
@@ -148,9 +151,13 @@ def fit(
                 module.zero_grad(set_to_none=True)
                 loss.backward()
                 norm = float(nn.utils.clip_grad_norm_(parameters, clip_norm))
-                if math.isfinite(norm) and norm <= 10 * clip_norm:
-                    for optimizer in optimizers:
-                        optimizer.step()
+                most = 10 * max(usual, clip_norm)
+                if math.isfinite(norm):
+                    if norm <= most:
+                        for optimizer in optimizers:
+                            optimizer.step()
+                    # A step that is not taken counts, too: gradients that stay large must not stop a fit for good.
+                    usual += 0.1 * (min(norm, most) - usual)
             bar.update(1 if minutes is None else min(seconds(), 60 * minutes) - bar.n)
             if step % LOG_EVERY == 0:
                 shown = {name: float(value) for name, value in metrics.items()}

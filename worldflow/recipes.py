@@ -51,7 +51,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     """AdamW's weight decay, on matrices only."""
     clip_norm: float = 1.0
-    """Gradients are scaled down to this norm; a step whose norm is over ten times it is skipped."""
+    """Gradients are scaled down to this norm; a step whose norm is over ten times this and what is usual is skipped."""
     action_dropout: float = 0.1
     """Share of clips that hide their actions, so that the model also knows `p(x | past)`."""
     draft_weight: float = 1.0

@@ -128,7 +128,7 @@ class _Saved:
     def read(path: Path) -> _Saved:
         try:
             record = torch.load(path, weights_only=True)
-            state = FitState(step=record["step"], seconds=record["seconds"], optimizers=record["optimizers"])
+            state = FitState(**{name: record[name] for name in ("step", "seconds", "optimizers", "usual_norm")})
             return _Saved(
                 path=path,
                 stage=record["stage"],
@@ -351,6 +351,7 @@ class _Run:
             "step": state.step,
             "seconds": state.seconds,
             "optimizers": state.optimizers,
+            "usual_norm": state.usual_norm,
             "world": world.state_dict(),
             "generator": self.generator.get_state(),
         }
