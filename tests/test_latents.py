@@ -25,7 +25,8 @@ def dataset(tmp_path: Path) -> Dataset:
 def encoded(dataset: Dataset, path: Path, *, chunk: int) -> tuple[LatentData, list[int], PatchCodec]:
     codec = PatchCodec(CodecConfig(kind="patch", frame_shape=dataset.spec.frame_shape, patch_size=4))
     progress: list[int] = []
-    for done in encode_dataset(dataset, codec, path, device=torch.device("cpu"), chunk=chunk):
+    generator = torch.Generator().manual_seed(0)
+    for done in encode_dataset(dataset, codec, path, device=torch.device("cpu"), generator=generator, chunk=chunk):
         if isinstance(done, LatentData):
             return done, progress, codec
         progress.append(done)
@@ -54,6 +55,17 @@ def test_codes_live_on_disk(dataset: Dataset, tmp_path: Path) -> None:
     latents, _, _ = encoded(dataset, tmp_path / "codes.npy", chunk=10)
     assert isinstance(latents.x, np.memmap) and isinstance(latents.shown, np.memmap)
     np.testing.assert_array_equal(np.load(tmp_path / "codes.npy"), np.stack((latents.x, latents.shown), axis=1))
+
+
+def test_frames_are_redrawn_through_noise_of_every_strength(dataset: Dataset, tmp_path: Path) -> None:
+    latents, _, codec = encoded(dataset, tmp_path / "codes.npy", chunk=1000)
+    off = (latents.shown - latents.x) / codec.config.noise_std
+    strength = np.sqrt((off**2).mean((1, 2)))
+    # Uniform up to three times the density's noise; pixels are clipped, so that up to half of it may be cut off. Of 33
+    # frames, none below a third or above half of the range has odds below 1e-5.
+    assert len(strength) == 33
+    assert strength.min() < 1.0
+    assert 1.5 < strength.max() < 3.3
 
 
 def test_a_full_disk_is_an_error_and_leaves_nothing(dataset: Dataset, tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ def test_sizes_fit_the_data(codec: Any, action: Any) -> None:
         assert config.codec.pieces == (4 if has_large_cells else 2)
         assert config.flow.action_dim == data.action.feature_dim
         assert config.flow.draft_layers > 0
-        assert config.codec.noise_std == (0.15 if codec == "latent" else 0.05)
+        assert config.flow.draft_mixing == has_large_cells
+        assert config.flow.has_shown == (codec == "latent")
+        assert config.codec.noise_std == 0.05
 
 
 def test_presets_grow() -> None:
