@@ -75,6 +75,7 @@ RECIPES: Mapping[str, WorldRecipe] = {
         policy="worldflow.envs.policies:PendulumSwayer",
         episodes=400,
         train=TrainConfig(preset="tiny", batch=64, minutes=15.0),
+        baseline_minutes=6.0,
     ),
     "Reacher": WorldRecipe(
         summary="an arm of two joints and a target to reach; two torques; 64 x 64 pixels",
@@ -83,6 +84,7 @@ RECIPES: Mapping[str, WorldRecipe] = {
         episodes=1000,
         random_fraction=0.1,
         train=TrainConfig(preset="tiny", batch=32, length=24, minutes=45.0),
+        baseline_minutes=10.0,
     ),
     "HalfCheetah": WorldRecipe(
         summary="a running cheetah in the plane; six torques; 64 x 64 pixels",
@@ -91,7 +93,8 @@ RECIPES: Mapping[str, WorldRecipe] = {
         episodes=250,
         max_steps=200,
         random_fraction=0.1,
-        train=TrainConfig(preset="tiny", batch=32, length=24, minutes=30.0),
+        train=TrainConfig(preset="tiny", batch=32, length=24, minutes=28.0),
+        baseline_minutes=6.0,
     ),
 }
 """The worlds that ship, by name; each is recorded in at most `MAX_TRANSITIONS` steps."""
