@@ -351,3 +351,5 @@ def test_says_what_is_wrong_with_shapes_and_sizes() -> None:
         FlowConfig(latent_dim=1, grid=(1, 1), shallow_layers=(1, 1))
     with pytest.raises(ValueError, match="window must be at least 1, got 0"):
         FlowConfig(latent_dim=1, grid=(1, 1), window=0)
+    with pytest.raises(ValueError, match="memory must not be negative, got -1"):
+        FlowConfig(latent_dim=1, grid=(1, 1), memory=-1)

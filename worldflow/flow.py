@@ -26,10 +26,11 @@ from worldflow.autoregressive import AffineBlock, standard_normal_log_prob
 from worldflow.deep import DeepBlock, roll_in
 from worldflow.drafter import Drafter
 from worldflow.jacobi import Method, invert
+from worldflow.memory import exchange_last, running_means
 from worldflow.state import WorldState
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int64
+    from jaxtyping import Bool, Float
 
 __all__ = ["DrawnFrame", "FlowConfig", "FlowOutput", "VideoFlow"]
 
@@ -317,27 +318,21 @@ class VideoFlow(nn.Module):
     def show(self, state: WorldState, codes: Float[Tensor, "batch token latent"]) -> WorldState:
         """The state with the codes of what was shown in place of the last frame's `u`."""
         codes = codes.to(state.latents.dtype)
-        mean = state.mean + self._share(state.count, codes.dtype) * (codes - state.latents[:, 1])
+        mean = state.mean
+        if self.config.memory:
+            mean = exchange_last(mean, state.latents[:, 1], codes, count=state.count, memory=self.config.memory)
         return replace(state, latents=torch.stack((state.latents[:, 0], codes), dim=1), mean=mean)
-
-    def _share(self, count: Int64[Tensor, " batch"], dtype: torch.dtype) -> Float[Tensor, "batch 1 1"]:
-        """What the last of so many frames adds to their running mean."""
-        return 1 / count.clamp(min=1, max=max(1, self.config.memory)).to(dtype)[:, None, None]
 
     def _running_means(
         self, seen: Float[Tensor, "batch time token latent"], state: WorldState | None
     ) -> Float[Tensor, "batch time+1 token latent"]:
         """The running mean before the first frame and after each of them; zeros where nothing is remembered."""
         B, T = seen.shape[:2]
-        mean = seen.new_zeros(B, *seen.shape[2:]) if state is None else state.mean.to(seen.dtype)
+        start = seen.new_zeros(B, *seen.shape[2:]) if state is None else state.mean.to(seen.dtype)
         if not self.config.memory:
-            return mean[:, None].expand(B, T + 1, *mean.shape[1:])
+            return start[:, None].expand(B, T + 1, *start.shape[1:])
         count = torch.zeros(B, dtype=torch.int64, device=seen.device) if state is None else state.count
-        means = [mean]
-        for t in range(T):
-            share = self._share(count + t + 1, seen.dtype)
-            means.append(means[-1] + share * (seen[:, t] - means[-1]))
-        return torch.stack(means, dim=1)
+        return running_means(seen, start, count=count, memory=self.config.memory)
 
     def _look_ahead(
         self,
