@@ -84,7 +84,7 @@ RECIPES: Mapping[str, WorldRecipe] = {
         episodes=1000,
         random_fraction=0.1,
         train=TrainConfig(preset="tiny", batch=32, length=24, minutes=45.0),
-        baseline_minutes=10.0,
+        baseline_minutes=8.0,
     ),
     "HalfCheetah": WorldRecipe(
         summary="a running cheetah in the plane; six torques; 64 x 64 pixels",
