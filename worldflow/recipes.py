@@ -144,7 +144,7 @@ def world_config(train: TrainConfig, data: DataSpec, reward: RewardSupport) -> W
         grid=codec.grid,
         action_dim=data.action.feature_dim,
         draft_mixing=codec.grid[0] * codec.grid[1] <= 4,
-        has_shown=not is_patch,
+        has_shown=not is_patch and not sizes[train.preset]["shallow_layers"],  # drafts and codes share one space then
         memory=64,
         **sizes[train.preset],
     )
