@@ -43,9 +43,9 @@ def test_singular_values_end_near_one_whatever_the_scale(shape: tuple[int, int],
     found = torch.linalg.svdvals(x)
     assert x.shape == (2, *shape) and x.dtype == torch.float32
     assert found.min() > 0.6 and found.max() < 1.3
-    # The singular vectors stay: u^T x v is diagonal.
+    # The singular vectors stay: u^T x v is diagonal, to the rounding of five steps of three bf16 products (2^-9 each).
     inside = u.mT @ x @ v.mT
-    assert (inside - torch.diag_embed(inside.diagonal(dim1=-2, dim2=-1))).abs().max() < 0.02
+    assert (inside - torch.diag_embed(inside.diagonal(dim1=-2, dim2=-1))).abs().max() < 0.03
 
 
 def test_no_gradient_no_step_and_zero_gradient_no_trouble() -> None:
