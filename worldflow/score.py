@@ -31,7 +31,6 @@ from worldflow.codec import to_float
 from worldflow.data import Dataset, read_episodes
 from worldflow.detection import anomaly_labels
 from worldflow.episodes import checked_episode
-from worldflow.randomness import normal
 from worldflow.spaces import check_compatible
 from worldflow.types import Episode
 from worldflow.world import WorldModel
@@ -166,15 +165,14 @@ def _score_episode(world: WorldModel, episode: Episode, number: int, *, num_draw
     codes, reconstruction = _codes(world, torch.from_numpy(episode.frames))
     noise_seed = int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
     generator = torch.Generator().manual_seed(noise_seed)
-    noise = normal((num_draws, *codes.shape), generator, device=world.device, dtype=world.dtype)
-    x = codes + world.config.codec.noise_std * noise
+    shown = codes.expand(num_draws, *codes.shape)
+    x = world.with_noise(shown, generator=generator)
 
     def repeated(values: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(values))
         return tensor.expand(num_draws, *tensor.shape)
 
     actions = repeated(episode.actions)
-    shown = codes.expand_as(x)
     known = world.log_prob_latents(x, actions, repeated(episode.rewards), repeated(episode.terminated), codes=shown)
     hidden = world.log_prob_latents(x, actions, codes=shown, hide_actions=True)
 

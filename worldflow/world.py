@@ -344,13 +344,13 @@ class WorldModel(nn.Module):
         features = self._leading(actions, B, T)
         hidden_rows = torch.full((B,), hide_actions, device=self.device)
         state, scores, states = None, [], []
-        has_shown = self.config.flow.has_shown and codes is not None
+        shown = codes if self.config.flow.has_shown else None
         for first in range(0, T, chunk):
             part = slice(first, first + chunk)
             out = self.flow(
                 x[:, part],
                 features[:, part],
-                shown=codes[:, part] if has_shown and codes is not None else None,
+                shown=None if shown is None else shown[:, part],
                 hide_actions=hidden_rows,
                 state=state,
                 keep_state=T > chunk,
