@@ -77,6 +77,9 @@ def tiny_flow(
     shallow_layers: tuple[int, ...] = (1,),
     deep_layers: int = 2,
     soft_clip: float | None = 4.0,
+    text_dim: int = 0,
+    position_base: int | None = None,
+    has_time_axis: bool = True,
     width: int = 32,
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
@@ -99,6 +102,9 @@ def tiny_flow(
         head_dim=16,
         window=window,
         soft_clip=soft_clip,
+        text_dim=text_dim,
+        position_base=position_base,
+        has_time_axis=has_time_axis,
     )
     flow = VideoFlow(config).to(dtype)
     randomize(flow, seed=seed, scale=scale)

@@ -29,10 +29,13 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
-def naive_rotate(vector: np.ndarray, position: tuple[float, float, float]) -> np.ndarray:
-    """3/8 of the pairs turn with the row, 3/8 with the column, 1/4 with time; pairs are consecutive channels."""
+def naive_rotate(vector: np.ndarray, position: tuple[float, float, float], *, has_time_axis: bool = True) -> np.ndarray:
+    """3/8 of the pairs turn with the row, 3/8 with the column, 1/4 with time; pairs are consecutive channels.
+
+    Without a third axis, half of them with the row and half with the column.
+    """
     pairs = len(vector) // 2
-    spatial, temporal = 3 * pairs // 8, pairs // 4
+    spatial, temporal = (3 * pairs // 8, pairs // 4) if has_time_axis else (pairs // 2, 0)
     angles = [position[0] * 10000 ** (-2 * k / (2 * spatial)) for k in range(spatial)]
     angles += [position[1] * 10000 ** (-2 * k / (2 * spatial)) for k in range(spatial)]
     angles += [position[2] * 10000 ** (-k / temporal) for k in range(temporal)]
@@ -54,6 +57,9 @@ class NaiveFlow:
     def linear(self, name: str, x: np.ndarray) -> np.ndarray:
         y = self.weights[f"{name}.weight"] @ x
         return y + self.weights[f"{name}.bias"] if f"{name}.bias" in self.weights else y
+
+    def rotate(self, vector: np.ndarray, position: tuple[float, float, float]) -> np.ndarray:
+        return naive_rotate(vector, position, has_time_axis=self.config.has_time_axis)
 
     def layer_norm(self, name: str, x: np.ndarray) -> np.ndarray:
         centered = x - x.mean()
@@ -83,8 +89,8 @@ class NaiveFlow:
             for slot, position in zip(hidden, positions, strict=True):
                 qkv = self.linear(f"{block}.qkv", self.layer_norm(f"{block}.attention_norm", slot))
                 heads = [slice(first, first + size) for first in range(0, width, size)]
-                queries.append([naive_rotate(qkv[:width][head], position) for head in heads])
-                keys.append([naive_rotate(qkv[width : 2 * width][head], position) for head in heads])
+                queries.append([self.rotate(qkv[:width][head], position) for head in heads])
+                keys.append([self.rotate(qkv[width : 2 * width][head], position) for head in heads])
                 values.append([qkv[2 * width :][head] for head in heads])
             after = []
             for i, slot in enumerate(hidden):
@@ -120,9 +126,20 @@ class NaiveFlow:
         a, mu = out[: self.config.latent_dim], out[self.config.latent_dim :]
         return mu, np.log1p(np.exp(a + 0.541324854612918))
 
+    def base(self) -> int:
+        return self.config.position_base or self.config.grid[0]
+
+    def words(self, name: str, text: np.ndarray | None) -> tuple[list, list]:
+        """Slots of a text and their positions."""
+        if text is None:
+            return [], []
+        return [self.linear(f"{name}.text_in", word) for word in text], [
+            (0.0, 0.0, m / len(text) * self.base()) for m in range(len(text))
+        ]
+
     def cells(self) -> list[tuple[float, float]]:
         rows, columns = self.config.grid
-        scale = rows / math.sqrt(rows * columns)
+        scale = self.base() / math.sqrt(rows * columns)
         return [(row * scale, column * scale) for row in range(rows) for column in range(columns)]
 
     def shallow(self, frame: np.ndarray) -> tuple[np.ndarray, float]:
@@ -146,7 +163,7 @@ class NaiveFlow:
             frame = np.array(out[::-1] if i % 2 == 0 else out)
         return frame, log_det
 
-    def drafts(self, u: np.ndarray, actions: np.ndarray | None, is_hidden: bool) -> np.ndarray:
+    def drafts(self, u: np.ndarray, actions: np.ndarray | None, is_hidden: bool, text: np.ndarray | None) -> np.ndarray:
         slots, positions, frame_of, carried = [], [], [], []
         keep, go_on, *recall = self.weights["drafter.carry"]
         for t in range(len(u)):
@@ -172,11 +189,17 @@ class NaiveFlow:
                 positions.append((*cell, float(t)))
                 frame_of.append(t)
         window = self.config.window
-        visible = [[j for j, k in enumerate(frame_of) if q - window < k <= q] for q in frame_of]
+        told_words, places = self.words("drafter.frames", text)
+        first = len(told_words)
+        visible = [list(range(m + 1)) for m in range(first)]
+        visible += [
+            [*range(first), *(first + j for j, k in enumerate(frame_of) if q - window < k <= q)] for q in frame_of
+        ]
+        slots, positions = told_words + slots, places + positions
         name = "drafter.frames.transformer"
         mixed = len(self.cells()) if self.config.draft_mixing else 0
         hidden = self.transformer(name, slots, positions, visible, self.config.draft_layers, mixed_slots=mixed)
-        added = np.array([self.linear("drafter.proj_out", h) for h in hidden])
+        added = np.array([self.linear("drafter.proj_out", h) for h in hidden[first:]])
         return (np.array(carried) + added).reshape(u.shape)
 
     def __call__(
@@ -185,6 +208,7 @@ class NaiveFlow:
         actions: np.ndarray | None,
         *,
         shown: np.ndarray | None = None,
+        text: np.ndarray | None = None,
         is_hidden: bool = False,
     ) -> NaiveOutput:
         """The density of frames `(time, token, latent)`; `actions[t]` led to frame `t`, `shown[t]` is seen after it."""
@@ -192,7 +216,7 @@ class NaiveFlow:
         shallow = [self.shallow(frame) for frame in x]
         u = np.array([frame for frame, _ in shallow])
         past = u if shown is None else shown
-        draft = self.drafts(past, actions, is_hidden) if self.config.draft_layers else None
+        draft = self.drafts(past, actions, is_hidden, text) if self.config.draft_layers else None
 
         slots, positions, frame_of = [], [], []
         for t in range(num_frames):
@@ -216,12 +240,18 @@ class NaiveFlow:
                 positions.append((*cell, float(t)))
                 frame_of.append(t)
         window = self.config.window
-        visible = [[j for j in range(i + 1) if frame_of[j] > frame_of[i] - window] for i in range(len(slots))]
-        hidden = self.transformer("deep.frames.transformer", slots, positions, visible, self.config.deep_layers)
+        told_words, places = self.words("deep.frames", text)
+        first = len(told_words)
+        visible = [list(range(m + 1)) for m in range(first)]
+        for i in range(len(slots)):
+            recent = [first + j for j in range(i + 1) if frame_of[j] > frame_of[i] - window]
+            visible.append([*range(first), *recent])
+        slots, positions = told_words + slots, places + positions
+        hidden = self.transformer("deep.frames.transformer", slots, positions, visible, self.config.deep_layers)[first:]
 
         z = np.empty_like(u)
         log_prob = np.empty(num_frames)
-        per_frame = len(slots) // num_frames
+        per_frame = len(hidden) // num_frames
         for t in range(num_frames):
             log_prob[t] = shallow[t][1]
             for n in range(num_tokens):

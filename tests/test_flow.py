@@ -11,6 +11,7 @@ from naive_flow import NaiveFlow
 from torch import Tensor
 
 from worldflow.flow import FlowConfig, VideoFlow
+from worldflow.guidance import sharpen
 from worldflow.jacobi import Method
 from worldflow.state import WorldState
 
@@ -29,6 +30,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "shown frames, released layout": {"shown": True, "action_dim": 0},
     "memory": {"memory": 4},
     "memory of shown frames": {"memory": 3, "shown": True},
+    "text": {"text_dim": 5},
+    "text, released layout": {"text_dim": 5, "action_dim": 0, "draft": False},
+    "no third axis": {"has_time_axis": False, "action_dim": 0, "draft": False},
+    "positions of another grid": {"position_base": 5},
 }
 
 
@@ -58,10 +63,25 @@ def seen(flow: VideoFlow, x: Tensor) -> dict[str, Tensor]:
     return {"shown": x.sin()} if flow.config.has_shown else {}
 
 
+def words(flow: VideoFlow, rows: int | slice | list[int]) -> Tensor | None:
+    """Texts of three words for the named rows of a batch, where the flow reads some."""
+    if not flow.config.text_dim:
+        return None
+    generator = torch.Generator().manual_seed(7)
+    texts = torch.randn(8, 3, flow.config.text_dim, generator=generator, dtype=torch.float64)
+    return texts[:rows] if isinstance(rows, int) else texts[rows]
+
+
+def given(flow: VideoFlow, x: Tensor) -> dict[str, Tensor]:
+    """What the flow reads beside frames and actions where a sequence begins."""
+    text = words(flow, len(x))
+    return seen(flow, x) if text is None else seen(flow, x) | {"text": text}
+
+
 def test_maps_are_far_from_the_identity(flow: VideoFlow) -> None:
     # Otherwise the tests below would prove little.
     x, actions = clips(flow, 2, 4)
-    out = flow(x, actions, **seen(flow, x))
+    out = flow(x, actions, **given(flow, x))
     scale = out.log_det.abs().mean() / flow.config.latent_dim
     assert torch.equal(out.u, x) if not flow.config.shallow_layers else (out.u - x).abs().mean() > 0.2
     assert (out.z - out.u).abs().mean() > 0.2
@@ -74,11 +94,11 @@ def test_maps_are_far_from_the_identity(flow: VideoFlow) -> None:
 def test_equals_loops_in_numpy(flow: VideoFlow) -> None:
     x, actions = clips(flow, 2, 5)
     hide = torch.tensor([False, True])
-    out = flow(x, actions, hide_actions=hide, **seen(flow, x))
+    out = flow(x, actions, hide_actions=hide, **given(flow, x))
     naive = NaiveFlow(flow)
     for row in range(2):
         led = None if actions is None else actions[row].numpy()
-        looks = {name: look[row].numpy() for name, look in seen(flow, x).items()}
+        looks = {name: look[row].numpy() for name, look in given(flow, x).items()}
         expected = naive(x[row].numpy(), led, is_hidden=bool(hide[row]), **looks)
         # Both in float64, sums of at most a thousand terms of order one: 1e-9 is a thousand times their rounding.
         for name in ("log_prob", "z", "u", "draft", "hidden"):
@@ -91,10 +111,10 @@ def test_equals_loops_in_numpy(flow: VideoFlow) -> None:
 def test_log_det_is_that_of_the_jacobian(flow: VideoFlow) -> None:
     x, actions = clips(flow, 1, 3)
     for hide in (torch.tensor([False]), torch.tensor([True])):
-        out = flow(x, actions, hide_actions=hide, **seen(flow, x))
+        out = flow(x, actions, hide_actions=hide, **given(flow, x))
 
         def to_noise(v: Tensor, hide: Tensor = hide) -> Tensor:
-            return flow(v, actions, hide_actions=hide, **seen(flow, v)).z
+            return flow(v, actions, hide_actions=hide, **given(flow, v)).z
 
         jacobian = torch.autograd.functional.jacobian(to_noise, x)
         assert isinstance(jacobian, Tensor)
@@ -111,7 +131,7 @@ def test_likelihood_of_a_frame_depends_on_nothing_later(flow: VideoFlow) -> None
     x, actions = clips(flow, 1, 5)
     x.requires_grad_()
     inputs = [x] if actions is None else [x, actions.requires_grad_()]
-    log_prob = flow(x, actions, **seen(flow, x)).log_prob[0]
+    log_prob = flow(x, actions, **given(flow, x)).log_prob[0]
     for t in range(5):
         gradients = torch.autograd.grad(log_prob[t], inputs, retain_graph=True)
         by_frame = gradients[0][0].abs().sum((-2, -1))
@@ -181,8 +201,8 @@ def test_attention_reaches_as_far_as_its_window(layout: dict[str, Any], extra: i
 @pytest.mark.parametrize("method", ["sequential", "jacobi"])
 def test_drawing_inverts_scoring(flow: VideoFlow, method: Method) -> None:
     x, actions = clips(flow, 3, 6)
-    out = flow(x, actions, **seen(flow, x))
-    state = flow.initial_state(3)
+    out = flow(x, actions, **given(flow, x))
+    state = flow.initial_state(3, words(flow, 3))
     # Solved to 1e-12 in float64; errors feed back over six frames through maps that stretch up to a hundredfold.
     for t in range(6):
         drawn = flow.draw(state, part(actions, slice(None), t), out.z[:, t], method=method, tolerance=1e-12)
@@ -219,11 +239,12 @@ def test_jacobi_agrees_with_sequential_in_float32(scale: float) -> None:
 def test_cache_rolls_on_for_many_windows(flow: VideoFlow) -> None:
     x, actions = clips(flow, 2, 20)
     hide = torch.tensor([False, True])
-    whole = flow(x, actions, hide_actions=hide, **seen(flow, x))
+    whole = flow(x, actions, hide_actions=hide, **given(flow, x))
     state, at = None, 0
     for count in (1, 4, 2, 7, 1, 5):
         piece = slice(at, at + count)
-        options = {"hide_actions": hide, "state": state, "keep_state": True} | seen(flow, x[:, piece])
+        beside = given(flow, x[:, piece]) if state is None else seen(flow, x[:, piece])
+        options = {"hide_actions": hide, "state": state, "keep_state": True} | beside
         out = flow(x[:, piece], part(actions, slice(None), piece), **options)
         state, at = out.state, at + count
         # The same sums in another order, in float64.
@@ -238,15 +259,16 @@ def test_cache_rolls_on_for_many_windows(flow: VideoFlow) -> None:
 def test_rows_of_any_age_live_in_one_batch(flow: VideoFlow) -> None:
     ages, steps = (0, 1, 2, 3, 9), 5
     x, actions = clips(flow, len(ages), max(ages) + steps)
-    whole = flow(x, actions, **seen(flow, x))
+    whole = flow(x, actions, **given(flow, x))
     states = []
     for row, age in enumerate(ages):
         rows = slice(row, row + 1)
         if age == 0:
-            states.append(flow.initial_state(1))
+            states.append(flow.initial_state(1, words(flow, [row])))
             continue
         young = x[rows, :age]
-        state = flow(young, part(actions, rows, slice(0, age)), keep_state=True, **seen(flow, young)).state
+        state = flow.initial_state(1, words(flow, [row]))
+        state = flow(young, part(actions, rows, slice(0, age)), state=state, **seen(flow, young)).state
         assert state is not None
         states.append(state)
     joined = WorldState.cat(states)
@@ -317,7 +339,7 @@ def test_hidden_actions_do_not_matter_and_shown_ones_do() -> None:
 
 def test_every_parameter_gets_a_gradient(flow: VideoFlow) -> None:
     x, actions = clips(flow, 2, 5)
-    out = flow(x, actions, hide_actions=torch.tensor([False, True]), **seen(flow, x))
+    out = flow(x, actions, hide_actions=torch.tensor([False, True]), **given(flow, x))
     (out.log_prob.sum() + out.hidden.sum()).backward()
     idle = [name for name, p in flow.named_parameters() if p.grad is None or not p.grad.any()]
     assert not idle
@@ -331,6 +353,118 @@ def test_a_detached_draft_learns_nothing_from_the_likelihood() -> None:
     assert all(p.grad is None for p in flow.drafter.parameters())
     with torch.no_grad():
         assert torch.equal(flow(x, actions, detach_draft=True).log_prob, flow(x, actions).log_prob)
+
+
+def test_text_matters_to_every_frame_and_frames_not_to_text() -> None:
+    flow = tiny_flow(text_dim=5, window=2)
+    x, actions = clips(flow, 1, 5)
+    text = words(flow, 1)
+    assert text is not None
+    text.requires_grad_()
+    log_prob = flow(x, actions, text=text).log_prob[0]
+    for t in range(5):  # a text never leaves the window
+        (gradient,) = torch.autograd.grad(log_prob[t], text, retain_graph=True)
+        assert (gradient[0].abs().sum(-1) > 1e-6).all()
+    assert flow.drafter is not None
+    first, longer = (flow.deep.frames.read_text(text[:, :n]).keys for n in (2, 3))
+    assert not torch.allclose(first, longer[:, :, :, :2])  # words have their places relative to the text's length
+    keys = flow.deep.frames.read_text(text).keys
+    (gradient,) = torch.autograd.grad(keys[1, 0, :, 1].sum(), text)
+    assert (gradient[0, 2] == 0).all()
+    assert gradient[0, :2].any()
+
+
+@torch.no_grad()
+def test_another_grid_shares_parameters_and_holds_the_old_positions() -> None:
+    flow = tiny_flow(action_dim=0, draft=False, shallow_layers=(1,))
+    other = flow.on_grid((2, 3))
+    assert all(a is b for a, b in zip(flow.parameters(), other.parameters(), strict=True))
+    assert flow.on_grid((2, 2)) is flow
+    assert other.config.num_tokens == 6
+    # Positions are measured on the first grid: cells of `2 / sqrt(6)`.
+    assert torch.allclose(other.deep.frames.positions[5], torch.tensor([1.0, 2.0, 0.0]).double() * 2 / 6**0.5)
+    x = torch.randn(2, 3, 6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z = other(x).z
+    torch.testing.assert_close(other.inverse(z, tolerance=1e-12), x, rtol=1e-8, atol=1e-8)
+    with pytest.raises(ValueError, match="mix all 4 tokens"):
+        tiny_flow(mixing=True).on_grid((2, 3))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["actions and draft", "released layout", "text", "text, released layout"])
+@pytest.mark.parametrize("method", ["sequential", "jacobi"])
+def test_inverse_of_whole_clips(layout: str, method: Method) -> None:
+    flow = tiny_flow(**LAYOUTS[layout])
+    x, actions = clips(flow, 2, 5)
+    text = words(flow, 2)
+    z = flow(x, actions, text=text).z
+    found = flow.inverse(z, actions, text=text, method=method, tolerance=1e-12)
+    torch.testing.assert_close(found, x, rtol=1e-7, atol=1e-7)
+    # Given frames come back as they are, whatever noise stands in their place.
+    z[:, :2] = torch.nan
+    found = flow.inverse(z, actions, text=text, context=x[:, :2], method=method, tolerance=1e-12)
+    torch.testing.assert_close(found, x, rtol=1e-7, atol=1e-7)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["actions and draft", "text", "text, released layout"])
+def test_guided_frames_solve_the_guided_map(layout: str) -> None:
+    # The definition, token by token and without any cache: each token is drawn from the sharpened Gaussian.
+    flow = tiny_flow(**LAYOUTS[layout])
+    weight = 1.3
+    x, actions = clips(flow, 2, 4)
+    text, nothing = words(flow, 2), words(flow, [4, 5])
+    hide = torch.full((2,), text is None)
+    z = torch.randn(x.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    found = flow.inverse(
+        z, actions, text=text, text_without=nothing, guidance=weight, context=x[:, :2], tolerance=1e-12
+    )
+    u, _ = flow.to_deep(found)
+    expected = u.clone()
+    expected[:, 2:] = 0
+    for t in (2, 3):
+        for n in range(flow.config.num_tokens):
+
+            def maps(text: Tensor | None, hide: Tensor | None, at: tuple[int, int]) -> tuple[Tensor, Tensor]:
+                trial = []
+                for value in (0.0, 1.0):  # z is affine in the token itself
+                    frames = flow.from_deep(expected.flatten(0, 1), tolerance=1e-13).unflatten(0, expected.shape[:2])
+                    probe = expected.clone()
+                    probe[:, at[0], at[1]] = value
+                    frames = flow.from_deep(probe.flatten(0, 1), tolerance=1e-13).unflatten(0, probe.shape[:2])
+                    trial.append(flow(frames, actions, text=text, hide_actions=hide).z[:, at[0], at[1]])
+                sigma = 1 / (trial[1] - trial[0])
+                return -trial[0] * sigma, sigma
+
+            mu, sigma = sharpen(maps(text, None, (t, n)), maps(nothing, hide, (t, n)), weight)
+            expected[:, t, n] = mu + sigma * z[:, t, n]
+    torch.testing.assert_close(u, expected, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(found, flow.inverse(z, actions, text=text, context=x[:, :2]), atol=0.01)
+
+
+def test_says_what_is_wrong_with_conditions() -> None:
+    flow, silent = tiny_flow(text_dim=5), tiny_flow(action_dim=0)
+    x, actions = clips(flow, 2, 3)
+    text = words(flow, 2)
+    assert text is not None
+    with pytest.raises(ValueError, match=r"text must be of shape \(2, words, 5\), got None"):
+        flow(x, actions)
+    with pytest.raises(ValueError, match=r"text must be of shape \(2, words, 5\), got \(1, 3, 5\)"):
+        flow(x, actions, text=text[:1])
+    with pytest.raises(ValueError, match=r"text must be None: this flow reads none, got \(2, 3, 5\)"):
+        silent(x, text=text)
+    with pytest.raises(ValueError, match="the text is part of the state"):
+        flow(x, actions, text=text, state=flow.initial_state(2, text))
+    with pytest.raises(ValueError, match="guidance needs text_without"):
+        flow.inverse(x, actions, text=text, guidance=1.0)
+    with pytest.raises(ValueError, match="neither text nor actions"):
+        silent.inverse(x, guidance=1.0)
+    with pytest.raises(ValueError, match="4 frames are given, but z holds noise for 3"):
+        silent.inverse(x, context=torch.zeros(2, 4, 4, 3, dtype=torch.float64))
+    with pytest.raises(ValueError, match="as they are shown"):
+        tiny_flow(shown=True).inverse(x, actions)
+    with pytest.raises(ValueError, match="text has its places on the third axis"):
+        tiny_flow(text_dim=5, has_time_axis=False)
 
 
 def test_says_what_is_wrong_with_shapes_and_sizes() -> None:

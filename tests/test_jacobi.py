@@ -34,7 +34,7 @@ class Counting:
     def __call__(self, x: Tensor, first: int, last: int, past: KeyValue | None) -> tuple[Tensor, Tensor, KeyValue]:
         assert (0 if past is None else past.num_slots) == first
         self.calls.append((first, last))
-        return self.block._conditional(x, first, last, past)
+        return self.block.conditional()(x, first, last, past)
 
 
 @torch.no_grad()
@@ -55,21 +55,21 @@ def test_equals_sequential_whatever_is_committed(scale: float, commit_at_least: 
 @torch.no_grad()
 def test_solves_the_equation_of_the_flow() -> None:
     made, z = block(), noise(2, TOKENS, 3)
-    for solution in (sequential(made._conditional, z), jacobi(made._conditional, z, start=z, tolerance=1e-12)):
+    for solution in (sequential(made.conditional(), z), jacobi(made.conditional(), z, start=z, tolerance=1e-12)):
         torch.testing.assert_close(made(solution.x)[0], z, rtol=0, atol=1e-9)
 
 
 @torch.no_grad()
 def test_after_k_sweeps_k_tokens_are_exact() -> None:
     made, z = block(), noise(2, TOKENS, 3)
-    answer = sequential(made._conditional, z).x
+    answer = sequential(made.conditional(), z).x
     x = noise(2, TOKENS, 3, seed=5)
     for sweep in range(1, TOKENS + 1):
-        mu, sigma, _ = made._conditional(x, 0, TOKENS, None)
+        mu, sigma, _ = made.conditional()(x, 0, TOKENS, None)
         x = mu + sigma * z
         torch.testing.assert_close(x[:, :sweep], answer[:, :sweep], rtol=1e-10, atol=1e-10)
     # A far start without luck needs them all.
-    found = jacobi(made._conditional, z, start=1e3 * noise(2, TOKENS, 3, seed=5), tolerance=0.0)
+    found = jacobi(made.conditional(), z, start=1e3 * noise(2, TOKENS, 3, seed=5), tolerance=0.0)
     assert found.sweeps == TOKENS
     torch.testing.assert_close(found.x, answer, rtol=1e-10, atol=1e-10)
 
@@ -77,10 +77,10 @@ def test_after_k_sweeps_k_tokens_are_exact() -> None:
 @torch.no_grad()
 def test_a_better_start_saves_sweeps_only() -> None:
     made, z = block(scale=0.5), noise(3, TOKENS, 3)
-    answer = sequential(made._conditional, z).x
-    cold = jacobi(made._conditional, z, start=10 * noise(3, TOKENS, 3, seed=9), tolerance=1e-10)
-    warm = jacobi(made._conditional, z, start=answer + 1e-6, tolerance=1e-10)
-    exact = jacobi(made._conditional, z, start=answer, tolerance=1e-10)
+    answer = sequential(made.conditional(), z).x
+    cold = jacobi(made.conditional(), z, start=10 * noise(3, TOKENS, 3, seed=9), tolerance=1e-10)
+    warm = jacobi(made.conditional(), z, start=answer + 1e-6, tolerance=1e-10)
+    exact = jacobi(made.conditional(), z, start=answer, tolerance=1e-10)
     assert exact.sweeps == 1
     assert exact.sweeps < warm.sweeps < cold.sweeps
     for found in (cold, warm, exact):
@@ -90,13 +90,13 @@ def test_a_better_start_saves_sweeps_only() -> None:
 @torch.no_grad()
 def test_rows_do_not_know_each_other() -> None:
     made, z = block(scale=0.5), noise(4, TOKENS, 3)
-    answer = sequential(made._conditional, z).x
+    answer = sequential(made.conditional(), z).x
     # Rows 0 and 2 start at their answer and stop at once, 1 and 3 far away; a loose tolerance makes stopping visible.
     start = torch.where(torch.tensor([True, False, True, False])[:, None, None], answer + 1e-3, 10 * z)
-    together = jacobi(made._conditional, z, start=start, tolerance=3e-2)
+    together = jacobi(made.conditional(), z, start=start, tolerance=3e-2)
     sweeps = []
     for row in range(4):
-        alone = jacobi(made._conditional, z[[row]], start=start[[row]], tolerance=3e-2)
+        alone = jacobi(made.conditional(), z[[row]], start=start[[row]], tolerance=3e-2)
         # The same arithmetic on other shapes: float64 rounding, far below the tolerance that shapes the answer.
         torch.testing.assert_close(together.x[[row]], alone.x, rtol=1e-10, atol=1e-10)
         sweeps.append(alone.sweeps)
@@ -108,4 +108,4 @@ def test_rows_do_not_know_each_other() -> None:
 def test_unknown_method() -> None:
     made, z = block(), noise(1, TOKENS, 3)
     with pytest.raises(ValueError, match="'jacobi' or 'sequential', got 'newton'"):
-        invert(made._conditional, z, start=z, method="newton")  # pyright: ignore[reportArgumentType]
+        invert(made.conditional(), z, start=z, method="newton")  # pyright: ignore[reportArgumentType]

@@ -80,10 +80,10 @@ class RotaryPositions(nn.Module):
             raise ValueError(f"head_dim must be a multiple of 16, got {head_dim}")
         pairs = head_dim // 2
         counts = (3 * pairs // 8, 3 * pairs // 8, pairs // 4) if with_time else (pairs // 2, pairs // 2, 0)
-        table = torch.zeros(3, pairs, dtype=torch.float64)
+        table = torch.zeros(3, pairs, dtype=torch.float64, device="cpu")  # there, even if parameters are yet nowhere
         first = 0
         for axis, count in enumerate(counts):
-            ladder = torch.arange(count, dtype=torch.float64) / max(count, 1)
+            ladder = torch.arange(count, dtype=torch.float64, device="cpu") / max(count, 1)
             table[axis, first : first + count] = 10000.0**-ladder
             first += count
         self.register_buffer("frequencies", table, persistent=False)
@@ -167,16 +167,16 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch slot dim"],
-        rotary: Tensor,
+        rotary: Tensor | None,
         mask: Bool[Tensor, "#batch 1 slot key"] | None,
         past: tuple[Tensor, Tensor] | None,
     ) -> tuple[Float[Tensor, "batch slot dim"], tuple[Tensor, Tensor]]:
         """One block; also returns this call's rotated keys and values `(batch, head, slot, feature)`.
 
-        `mask` None means causal over the slots given (`past` must then be None).
+        `mask` None means causal over the slots given (`past` must then be None); `rotary` None turns nothing.
         """
         qkv = rearrange(self.qkv(self.attention_norm(x)), "b s (three h d) -> three b h s d", three=3, d=self.head_dim)
-        query, key = rotate(qkv[:2], rotary).unbind(0)
+        query, key = (qkv[:2] if rotary is None else rotate(qkv[:2], rotary)).unbind(0)
         value = qkv[2]
         keys, values = (key, value) if past is None else (torch.cat((past[0], key), 2), torch.cat((past[1], value), 2))
         attended = _attend(query, keys, values, mask)
@@ -194,14 +194,18 @@ class Transformer(nn.Module):
         dim: Width.
         layers: Number of blocks.
         head_dim: Channels of one head.
+        mixed: Slots of a frame that each block mixes (`Mixing`); 0 for none.
+        has_final_norm: False leaves out the last norm, as TARFlow does.
     """
 
-    def __init__(self, dim: int, layers: int, *, head_dim: int = 64, mixed: int = 0) -> None:
+    def __init__(
+        self, dim: int, layers: int, *, head_dim: int = 64, mixed: int = 0, has_final_norm: bool = True
+    ) -> None:
         super().__init__()
         self.cache_shape = (layers, dim // head_dim, head_dim)
         blocks = [Block(dim, head_dim=head_dim, mixed=mixed) for _ in range(layers)]
         self.blocks = nn.ModuleList(blocks)
-        self.final_norm = RMSNorm(dim)
+        self.final_norm = RMSNorm(dim) if has_final_norm else None
         for block in blocks:
             ends = [block.attention_out, block.mlp_out] + ([block.mixing.reduce] if block.mixing else [])
             for last in ends:
@@ -211,13 +215,16 @@ class Transformer(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch slot dim"],
-        rotary: Tensor,
+        rotary: Tensor | None,
         *,
         mask: Bool[Tensor, "#batch 1 slot key"] | None = None,
         past: KeyValue | None = None,
     ) -> tuple[Float[Tensor, "batch slot dim"], KeyValue]:
-        """Run the stack; `past` holds the slots before these, and `mask`'s keys are `past` then the slots given."""
-        if rotary.dim() == 3:  # one table per row of the batch: make room for the heads
+        """Run the stack; `past` holds the slots before these, and `mask`'s keys are `past` then the slots given.
+
+        `rotary` None leaves keys and queries as they are: positions are in `x` then.
+        """
+        if rotary is not None and rotary.dim() == 3:  # one table per row of the batch: make room for the heads
             rotary = rotary[:, None]
         keys, values = [], []
         for i, block in enumerate(self.blocks):
@@ -225,7 +232,8 @@ class Transformer(nn.Module):
             x, (key, value) = block(x, rotary, mask, before)
             keys.append(key)
             values.append(value)
-        return self.final_norm(x), KeyValue(keys=torch.stack(keys), values=torch.stack(values))
+        new = KeyValue(keys=torch.stack(keys), values=torch.stack(values))
+        return x if self.final_norm is None else self.final_norm(x), new
 
 
 def frame_mask(

@@ -10,7 +10,8 @@ A draft of the whole frame, made from the past alone, is the center of the affin
 
     mu = gate * draft + mu',   sigma = softplus(a + ln(e - 1)),   z = (u - mu) / sigma
 
-so the density stays exact. Attention reaches `window` frames back in every layer, hence a rolling cache of
+so the density stays exact. Text, where there is some, is a causal prefix that every frame sees; it stays in front of
+the cache and never falls out of it. Attention reaches `window` frames back in every layer, hence a rolling cache of
 `window - 1` frames reproduces the parallel pass for a trajectory of any length.
 """
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldflow.attention import KeyValue, RotaryPositions, Transformer, frame_mask
-from worldflow.autoregressive import affine_parameters, cell_positions
+from worldflow.autoregressive import affine_parameters, cell_positions, word_positions
 from worldflow.jacobi import AffineConditional
 
 if TYPE_CHECKING:
@@ -33,11 +34,12 @@ if TYPE_CHECKING:
 __all__ = ["DeepBlock", "FrameTransformer", "roll_in"]
 
 
-def roll_in(cache: KeyValue, new: KeyValue) -> KeyValue:
-    """Push new slots into a cache of fixed length; the oldest fall out."""
+def roll_in(cache: KeyValue, new: KeyValue, *, kept: int = 0) -> KeyValue:
+    """Push new slots into a cache of fixed length; the oldest fall out, but for the first `kept`."""
     length = cache.num_slots
     joined = cache.append(new)
-    return joined.slots(joined.num_slots - length)
+    rolled = joined.slots(joined.num_slots - length + kept)
+    return joined.slots(0, kept).append(rolled) if kept else rolled
 
 
 class FrameTransformer(nn.Module):
@@ -51,6 +53,9 @@ class FrameTransformer(nn.Module):
         head_dim: Channels of one head.
         is_causal_inside: Whether the slots of a frame are ordered.
         is_mixed: Whether each layer ends with an MLP over all slots of a frame; they must not be ordered then.
+        text_dim: Channels of a text token; 0 for a model without text.
+        text_base: Where on the third axis a text ends, as its last token does.
+        has_time_axis: False gives the third axis's angles to rows and columns: released images without text.
     """
 
     def __init__(
@@ -63,29 +68,58 @@ class FrameTransformer(nn.Module):
         head_dim: int,
         is_causal_inside: bool,
         is_mixed: bool = False,
+        text_dim: int = 0,
+        text_base: float = 1.0,
+        has_time_axis: bool = True,
     ) -> None:
         super().__init__()
+        if text_dim and not has_time_axis:
+            raise ValueError("text has its places on the third axis: has_time_axis must be True with it")
         if is_causal_inside and is_mixed:
             raise ValueError("slots that are ordered cannot be mixed")
         self.window = window
         self.slots = len(positions)
         self.is_causal_inside = is_causal_inside
         self.transformer = Transformer(width, layers, head_dim=head_dim, mixed=self.slots if is_mixed else 0)
-        self.rotary = RotaryPositions(head_dim)
+        self.rotary = RotaryPositions(head_dim, with_time=has_time_axis)
+        self.text_in = nn.Linear(text_dim, width) if text_dim else None
+        self.text_base = text_base
         self.register_buffer("positions", positions, persistent=False)
         self.positions: Tensor
 
     def empty_cache(self, batch_size: int, *, device: torch.device, dtype: torch.dtype) -> KeyValue:
         """A cache that has seen nothing: `window - 1` frames of masked slots."""
         layers, heads, head_dim = self.transformer.cache_shape
-        shape = (layers, batch_size, heads, (self.window - 1) * self.slots, head_dim)
+        shape = (layers, batch_size, heads, self.cached, head_dim)
         zeros = torch.zeros(shape, device=device, dtype=dtype)
         return KeyValue(keys=zeros, values=zeros)
 
+    @property
+    def cached(self) -> int:
+        """Slots of frames that a rolling cache holds."""
+        return (self.window - 1) * self.slots
+
+    def read_text(self, text: Float[Tensor, "batch word text"]) -> KeyValue:
+        """Keys and values of a text, to stand in front of everything; word `m` of `n` is at `m / n * text_base`."""
+        if self.text_in is None:
+            raise ValueError("this model reads no text: it was made with text_dim 0")
+        rotary = self.rotary(word_positions(text.shape[1], base=self.text_base, device=text.device), dtype=text.dtype)
+        _, new = self.transformer(self.text_in(text), rotary)
+        return new
+
     def prepare(
-        self, num_frames: int, *, count: Int64[Tensor, " batch"] | None, device: torch.device, dtype: torch.dtype
+        self,
+        num_frames: int,
+        *,
+        count: Int64[Tensor, " batch"] | None,
+        words: int = 0,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Bool[Tensor, "#batch 1 slot key"]]:
-        """Rotations and mask for `num_frames` frames that follow `count` frames (None: no cache in front)."""
+        """Rotations and mask for `num_frames` frames that follow `count` frames (None: no cache in front).
+
+        In front of all of them are `words` slots of text, which every slot sees.
+        """
         time = torch.arange(num_frames, device=device, dtype=torch.float64)[None]
         if count is not None:
             time = time + count[:, None]
@@ -102,7 +136,7 @@ class FrameTransformer(nn.Module):
             is_causal_inside=self.is_causal_inside,
             device=device,
         )
-        return rotary, mask
+        return rotary, F.pad(mask, (words, 0), value=True)
 
     def forward(
         self,
@@ -115,10 +149,11 @@ class FrameTransformer(nn.Module):
 
         Args:
             x: Embedded slots.
-            past: Rolling cache of the frames before, or None at the start of a sequence.
-            count: How many frames each row has seen before, with `past`.
+            past: Text, and behind it the rolling cache of the frames before where `count` is given.
+            count: How many frames each row has seen before; None at the start of a sequence, without a cache.
         """
-        rotary, mask = self.prepare(x.shape[1], count=count, device=x.device, dtype=x.dtype)
+        words = 0 if past is None else past.num_slots - (0 if count is None else self.cached)
+        rotary, mask = self.prepare(x.shape[1], count=count, words=words, device=x.device, dtype=x.dtype)
         hidden, new = self.transformer(x.flatten(1, 2), rotary, mask=mask, past=past)
         return hidden.unflatten(1, (-1, self.slots)), new
 
@@ -144,6 +179,9 @@ class DeepBlock(nn.Module):
         action_dim: Length of an action's feature vector; 0 selects the released layout without action slots.
         has_draft: Whether a draft centers the map.
         soft_clip: Bound of both outputs, or None.
+        text_dim: Channels of a text token; 0 for a model without text.
+        position_base: Side of the grid that positions are measured on; by default the rows of this one.
+        has_time_axis: False gives the third axis's angles to rows and columns: released images without text.
     """
 
     def __init__(
@@ -158,23 +196,37 @@ class DeepBlock(nn.Module):
         action_dim: int,
         has_draft: bool,
         soft_clip: float | None,
+        text_dim: int = 0,
+        position_base: int | None = None,
+        has_time_axis: bool = True,
     ) -> None:
         super().__init__()
+        base = position_base or grid[0]
         self.num_tokens = grid[0] * grid[1]
         self.soft_clip = soft_clip
         self.start = nn.Parameter(torch.randn(latent_dim) * 0.02)
         self.proj_in = nn.Linear(latent_dim, width)
-        positions = cell_positions(grid, base=grid[0])
+        positions = cell_positions(grid, base=base)
         self.action_in = None
         if action_dim:
             self.action_in = nn.Sequential(nn.Linear(action_dim, width), nn.GELU(), nn.Linear(width, width))
             self.hidden_action = nn.Parameter(torch.randn(width) * 0.02)
-            last = torch.tensor([[float(grid[0]), 0.0, 0.0]])  # the slot behind the last token: one row further
+            last = torch.tensor(
+                [[float(grid[0]), 0.0, 0.0]], device="cpu"
+            )  # the slot behind the last token: one row further
             positions = torch.cat((positions, last))
         self.draft_in = nn.Linear(latent_dim, width, bias=False) if has_draft else None
         self.draft_gate = nn.Parameter(torch.ones(latent_dim)) if has_draft else None
         self.frames = FrameTransformer(
-            width, layers, positions=positions, window=window, head_dim=head_dim, is_causal_inside=True
+            width,
+            layers,
+            positions=positions,
+            window=window,
+            head_dim=head_dim,
+            is_causal_inside=True,
+            text_dim=text_dim,
+            text_base=base,
+            has_time_axis=has_time_axis,
         )
         self.proj_out = nn.Linear(width, 2 * latent_dim)
         nn.init.zeros_(self.proj_out.weight)
@@ -239,11 +291,12 @@ class DeepBlock(nn.Module):
         lead: Float[Tensor, "batch width"],
         draft: Float[Tensor, "batch token latent"] | None,
         count: Int64[Tensor, " batch"],
+        words: int = 0,
         dtype: torch.dtype,
     ) -> AffineConditional:
         """The map of one coming frame as the samplers want it: tokens in, mean and scale of some of them out."""
-        rotary, mask = self.frames.prepare(1, count=count, device=lead.device, dtype=dtype)
-        cached = (self.frames.window - 1) * self.frames.slots
+        rotary, mask = self.frames.prepare(1, count=count, words=words, device=lead.device, dtype=dtype)
+        cached = words + self.frames.cached
 
         def parameters(x: Tensor, first: int, last: int, past: KeyValue | None) -> tuple[Tensor, Tensor, KeyValue]:
             hint = None if draft is None else draft[:, first:last]

@@ -42,6 +42,8 @@ class Drafter(nn.Module):
         action_dim: Length of an action's feature vector; 0 for a model without actions.
         is_mixed: Whether each layer ends with an MLP over the whole frame.
         has_memory: Whether it also reads the running mean of all frames before.
+        text_dim: Channels of a text token; 0 for a model without text.
+        position_base: Side of the grid that positions are measured on; by default the rows of this one.
     """
 
     def __init__(
@@ -56,8 +58,11 @@ class Drafter(nn.Module):
         action_dim: int,
         is_mixed: bool = False,
         has_memory: bool = False,
+        text_dim: int = 0,
+        position_base: int | None = None,
     ) -> None:
         super().__init__()
+        base = position_base or grid[0]
         self.has_memory = has_memory
         self.proj_in = nn.Linear((3 if has_memory else 2) * latent_dim, width)
         self.existence = nn.Parameter(torch.randn(2, width) * 0.02)  # of the last frame, of the one before it
@@ -68,11 +73,13 @@ class Drafter(nn.Module):
         self.frames = FrameTransformer(
             width,
             layers,
-            positions=cell_positions(grid, base=grid[0]),
+            positions=cell_positions(grid, base=base),
             window=window,
             head_dim=head_dim,
             is_causal_inside=False,
             is_mixed=is_mixed,
+            text_dim=text_dim,
+            text_base=base,
         )
         self.proj_out = nn.Linear(width, latent_dim)
         nn.init.zeros_(self.proj_out.weight)
@@ -104,8 +111,8 @@ class Drafter(nn.Module):
             actions: Features of the action that leads to each frame.
             index: How many frames precede each frame.
             is_hidden: Frames whose action is not shown.
-            past: Rolling cache of the frames before, or None at the start of a sequence.
-            count: How many frames each row has seen before, with `past`.
+            past: Text, and behind it the rolling cache of the frames before where `count` is given.
+            count: How many frames each row has seen before; None at the start of a sequence, without a cache.
         """
         has_one, has_two = (index >= 1)[..., None], (index >= 2)[..., None]
         last = torch.where(has_one[..., None], previous, 0.0)

@@ -25,75 +25,17 @@ from worldflow.attention import KeyValue
 from worldflow.autoregressive import AffineBlock, standard_normal_log_prob
 from worldflow.deep import DeepBlock, roll_in
 from worldflow.drafter import Drafter
+from worldflow.flow_config import FlowConfig
+from worldflow.guidance import guided, sharpen
 from worldflow.jacobi import Method, invert
 from worldflow.memory import exchange_last, running_means
 from worldflow.state import WorldState
+from worldflow.weights import sharing
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
-__all__ = ["DrawnFrame", "FlowConfig", "FlowOutput", "VideoFlow"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlowConfig:
-    """Sizes of a `VideoFlow`, saved with its weights."""
-
-    latent_dim: int
-    """Channels of a token."""
-    grid: tuple[int, int]
-    """Rows and columns of tokens in a frame."""
-    action_dim: int = 0
-    """Length of an action's feature vector; 0 for a video without actions."""
-    shallow_layers: tuple[int, ...] = (2,)
-    """Transformer layers of each shallow block: none, or an odd number of blocks, so that with the deep one they are
-    even. Without them the deep block sees codes as they are: worlds whose frames follow from the past learn faster."""
-    shallow_width: int = 128
-    """Channels of the shallow transformers."""
-    deep_layers: int = 4
-    """Transformer layers of the deep block."""
-    deep_width: int = 192
-    """Channels of the deep transformer."""
-    draft_layers: int = 3
-    """Transformer layers of the drafter; 0 for none."""
-    draft_width: int = 192
-    """Channels of the drafter."""
-    draft_mixing: bool = False
-    """Whether the drafter's layers end with an MLP over the whole frame; for frames of few tokens."""
-    has_shown: bool = False
-    """Whether drafts are made from the codes of frames as they are shown, without the noise that the density needs.
-    They are part of the past like actions, so the density of a frame given the past stays exact."""
-    memory: int = 0
-    """Frames over which drafts remember the mean of what they saw, so that what stands still stays where it is beyond
-    the window; 0 for no such memory."""
-    head_dim: int = 64
-    """Channels of one attention head."""
-    window: int = 8
-    """Frames in view of the deep block and the drafter, the current one included."""
-    soft_clip: float | None = 4.0
-    """Bound of the affine parameters, or None."""
-
-    def __post_init__(self) -> None:
-        if self.shallow_layers and len(self.shallow_layers) % 2 == 0:
-            raise ValueError(
-                "the flow needs an even number of blocks, an odd number of shallow ones and the deep one, or the deep "
-                f"one alone; got shallow_layers={self.shallow_layers}"
-            )
-        if self.memory < 0:
-            raise ValueError(f"memory must not be negative, got {self.memory}")
-        for name in ("latent_dim", "shallow_width", "deep_layers", "deep_width", "window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of a frame."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def frame_dim(self) -> int:
-        """Numbers in a frame's latent."""
-        return self.num_tokens * self.latent_dim
+__all__ = ["DrawnFrame", "FlowConfig", "FlowOutput", "Guidance", "VideoFlow"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +56,28 @@ class FlowOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """How far to go beyond the condition, and what the past is without it."""
+
+    weight: float
+    """`w` of `worldflow.guidance.sharpen`."""
+    state: WorldState
+    """The same past without the condition: begun with the text of no text, or read with hidden actions."""
+    hide_actions: bool = False
+    """Whether actions are hidden there."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DrawnFrame:
     """One sampled frame in `u`, its exact deep log-likelihood in nats, and what comes after it."""
 
     u: Float[Tensor, "batch token latent"]
     log_prob: Float[Tensor, " batch"]
+    """Under the condition, without guidance."""
     hidden: Float[Tensor, "batch width"]
     state: WorldState
+    guidance: Guidance | None
+    """Where the frame was guided: what to guide the next one with."""
     sweeps: int
 
 
@@ -143,6 +100,8 @@ class VideoFlow(nn.Module):
                 is_reversed=i % 2 == 0,
                 soft_clip=config.soft_clip,
                 head_dim=config.head_dim,
+                position_base=config.position_base,
+                has_time_axis=config.has_time_axis,
             )
             for i, layers in enumerate(config.shallow_layers)
         ]
@@ -157,6 +116,9 @@ class VideoFlow(nn.Module):
             action_dim=config.action_dim,
             has_draft=config.draft_layers > 0,
             soft_clip=config.soft_clip,
+            text_dim=config.text_dim,
+            position_base=config.position_base,
+            has_time_axis=config.has_time_axis,
         )
         self.drafter = None
         if config.draft_layers:
@@ -170,7 +132,22 @@ class VideoFlow(nn.Module):
                 action_dim=config.action_dim,
                 is_mixed=config.draft_mixing,
                 has_memory=config.memory > 0,
+                text_dim=config.text_dim,
+                position_base=config.position_base,
             )
+
+    def on_grid(self, grid: tuple[int, int]) -> VideoFlow:
+        """The same flow, with the same parameters, for frames of another number of tokens.
+
+        Raises:
+            ValueError: If it mixes the tokens of a frame, which fixes their number.
+        """
+        if grid == self.config.grid:
+            return self
+        if self.config.draft_mixing:
+            raise ValueError(f"drafts mix all {self.config.num_tokens} tokens of a frame: the grid cannot be another")
+        base = self.config.position_base or self.config.grid[0]
+        return sharing(lambda: VideoFlow(replace(self.config, grid=grid, position_base=base)), self)
 
     def to_deep(
         self, x: Float[Tensor, "batch time token latent"]
@@ -195,12 +172,19 @@ class VideoFlow(nn.Module):
             x = block.inverse(x, method=method, tolerance=tolerance).x
         return x.reshape(u.shape)
 
-    def initial_state(self, batch_size: int) -> WorldState:
-        """The state before any frame."""
+    def initial_state(self, batch_size: int, text: Float[Tensor, "batch word text"] | None = None) -> WorldState:
+        """The state before any frame; it holds the text, where the flow reads one.
+
+        Raises:
+            ValueError: If there is a text and the flow reads none, or the other way round.
+        """
         weight = self.deep.proj_in.weight
         options = {"device": weight.device, "dtype": weight.dtype}
         deep = self.deep.frames.empty_cache(batch_size, **options)
         draft = deep.slots(0, 0) if self.drafter is None else self.drafter.frames.empty_cache(batch_size, **options)
+        deep_text, draft_text = self._read_text(batch_size, text)
+        deep = deep if deep_text is None else deep_text.append(deep)
+        draft = draft if draft_text is None else draft_text.append(draft)
         grid = (self.config.num_tokens, self.config.latent_dim)
         return WorldState(
             deep_keys=deep.keys.transpose(0, 1),
@@ -217,6 +201,7 @@ class VideoFlow(nn.Module):
         x: Float[Tensor, "batch time token latent"],
         actions: Float[Tensor, "batch time action"] | None = None,
         *,
+        text: Float[Tensor, "batch word text"] | None = None,
         shown: Float[Tensor, "batch time token latent"] | None = None,
         hide_actions: Bool[Tensor, " batch"] | None = None,
         state: WorldState | None = None,
@@ -229,6 +214,7 @@ class VideoFlow(nn.Module):
             x: Latent frames.
             actions: `actions[:, t]` is the feature vector of the action that led to frame `t`; the one at a sequence's
                 first frame is never read.
+            text: Embedded text that all frames follow from; with `state` it is in there, and not given again.
             shown: Codes of the frames as they are shown, where the flow was made for them (`FlowConfig.has_shown`);
                 those of frame `t` are read for later frames only.
             hide_actions: Rows whose actions are not shown: they give `log p(x_t | past)`.
@@ -243,17 +229,22 @@ class VideoFlow(nn.Module):
         self._check(x, actions, shown)
         u, log_det = self.to_deep(x)
         B, T = u.shape[:2]
+        if state is not None and text is not None:
+            raise ValueError("the text is part of the state: give it to the first frames only")
+        deep_text, draft_text = None, None
         if state is None and keep_state:
-            state = self.initial_state(B)
+            state = self.initial_state(B, text)
+        elif state is None:
+            deep_text, draft_text = self._read_text(B, text)
         count = None if state is None else state.count
         before = u.new_zeros(B, 2, *u.shape[2:]) if state is None else state.latents.to(u.dtype)
         seen = u if shown is None else shown
         history = torch.cat((before, seen), dim=1)
         means = self._running_means(seen, state)
         draft, draft_new, lead = self._look_ahead(
-            history[:, :-1], means[:, :-1], actions, hide_actions=hide_actions, state=state
+            history[:, :-1], means[:, :-1], actions, hide_actions=hide_actions, state=state, text=draft_text
         )
-        past = None if state is None else _cache(state.deep_keys, state.deep_values)
+        past = deep_text if state is None else _cache(state.deep_keys, state.deep_values)
         given = draft.detach() if detach_draft and draft is not None else draft
         out = self.deep(u, lead=lead, draft=given, past=past, count=count)
         z = (u - out.mu) / out.sigma
@@ -277,6 +268,7 @@ class VideoFlow(nn.Module):
         method: Method = "jacobi",
         tolerance: float = 1e-4,
         hide_actions: Bool[Tensor, " batch"] | None = None,
+        guidance: Guidance | None = None,
     ) -> DrawnFrame:
         """The next frame in `u` that the deep block maps to `z`.
 
@@ -293,27 +285,109 @@ class VideoFlow(nn.Module):
             method: How to invert.
             tolerance: How closely.
             hide_actions: Rows that do not see their action.
+            guidance: Sample what the condition makes more likely, at twice the cost.
         """
+        B = len(z)
         actions = None if action is None else action[:, None]
+        both, copies = state, 1
+        if guidance is not None:
+            both, copies = WorldState.cat((state, guidance.state)), 2
+            actions = None if actions is None else torch.cat((actions, actions))
+            shown = torch.zeros(B, dtype=torch.bool, device=z.device) if hide_actions is None else hide_actions
+            hide_actions = torch.cat((shown, torch.full_like(shown, guidance.hide_actions) | shown))
         draft, draft_new, lead = self._look_ahead(
-            state.latents, state.mean[:, None], actions, hide_actions=hide_actions, state=state
+            both.latents, both.mean[:, None], actions, hide_actions=hide_actions, state=both
         )
-        past = _cache(state.deep_keys, state.deep_values)
+        past = _cache(both.deep_keys, both.deep_values)
         flat_draft = None if draft is None else draft[:, 0]
         if flat_draft is not None:
-            start = flat_draft
+            start = flat_draft[:B]
         else:
             start = torch.where(state.count[:, None, None] > 0, state.latents[:, 1], z)
-        conditional = self.deep.conditional(lead=lead[:, 0], draft=flat_draft, count=state.count, dtype=z.dtype)
-        solution = invert(conditional, z, start=start, method=method, past=past, tolerance=tolerance)
-        u = solution.x[:, None]
-        out = self.deep(u, lead=lead, draft=draft, past=past, count=state.count)
-        log_prob = standard_normal_log_prob((u - out.mu) / out.sigma) - out.sigma.log().sum((-2, -1))
-        mean = self._running_means(u, state)[:, -1]
-        after = self._advance(state, torch.cat((state.latents[:, 1:], u), dim=1), mean, 1, out.new, draft_new)
-        return DrawnFrame(
-            u=solution.x, log_prob=log_prob[:, 0], hidden=out.hidden[:, 0], state=after, sweeps=solution.sweeps
+        words = past.num_slots - self.deep.frames.cached
+        conditional = self.deep.conditional(
+            lead=lead[:, 0], draft=flat_draft, count=both.count, words=words, dtype=z.dtype
         )
+        if guidance is not None:
+            conditional = guided(conditional, guidance.weight, rule=sharpen)
+        solution = invert(conditional, z, start=start, method=method, past=past, tolerance=tolerance)
+        u = solution.x[:, None].repeat(copies, 1, 1, 1)
+        out = self.deep(u, lead=lead, draft=draft, past=past, count=both.count)
+        log_prob = standard_normal_log_prob((u - out.mu) / out.sigma) - out.sigma.log().sum((-2, -1))
+        mean = self._running_means(u, both)[:, -1]
+        after = self._advance(both, torch.cat((both.latents[:, 1:], u), dim=1), mean, 1, out.new, draft_new)
+        return DrawnFrame(
+            u=solution.x,
+            log_prob=log_prob[:B, 0],
+            hidden=out.hidden[:B, 0],
+            state=after if guidance is None else after[:B],
+            guidance=None if guidance is None else replace(guidance, state=after[B:]),
+            sweeps=solution.sweeps,
+        )
+
+    @torch.no_grad()
+    def inverse(
+        self,
+        z: Float[Tensor, "batch time token latent"],
+        actions: Float[Tensor, "batch time action"] | None = None,
+        *,
+        text: Float[Tensor, "batch word text"] | None = None,
+        text_without: Float[Tensor, "batch word text"] | None = None,
+        guidance: float = 0.0,
+        context: Float[Tensor, "batch past token latent"] | None = None,
+        method: Method = "jacobi",
+        tolerance: float = 1e-5,
+    ) -> Float[Tensor, "batch time token latent"]:
+        """The latent frames that `forward` maps to `z`, frame after frame.
+
+        Args:
+            z: Standard normal noise.
+            actions: As in `forward`.
+            text: As in `forward`.
+            text_without: Embedding of no text, to guide away from; without text, guidance goes away from hidden
+                actions.
+            guidance: Weight `w` of `worldflow.guidance.sharpen`; 0 samples as the flow is.
+            context: The first frames, given: noise in their place is not read.
+            method: How to invert.
+            tolerance: How closely.
+
+        Raises:
+            ValueError: If shapes do not fit, or guidance has nothing to go away from.
+        """
+        if self.config.has_shown:
+            raise ValueError("this flow goes on from frames as they are shown: roll it forward with WorldModel.step")
+        B, T = z.shape[:2]
+        given = 0 if context is None else context.shape[1]
+        if given > T:
+            raise ValueError(f"{given} frames are given, but z holds noise for {T} in all; give fewer, or more noise")
+        branches = [(text, False)]
+        if guidance:
+            if self.config.text_dim and text_without is None:
+                raise ValueError("guidance needs text_without, the embedding of no text (of an empty prompt)")
+            if not self.config.text_dim and not self.config.action_dim:
+                raise ValueError("guidance needs a condition to go away from: this flow has neither text nor actions")
+            branches.append((text_without, not self.config.text_dim))
+        states: list[WorldState] = []
+        u: list[Tensor] = []
+        for words, is_hidden in branches:
+            state = self.initial_state(B, words)
+            if context is not None:
+                first = None if actions is None else actions[:, :given]
+                hide = torch.full((B,), is_hidden, device=z.device)
+                out = self(context, first, hide_actions=hide, state=state)
+                assert out.state is not None
+                state, u = out.state, list(out.u.unbind(1))
+            states.append(state)
+        state, guide = states[0], None
+        if guidance:
+            guide = Guidance(weight=guidance, state=states[1], hide_actions=branches[1][1])
+        for t in range(given, T):
+            action = None if actions is None else actions[:, t]
+            drawn = self.draw(state, action, z[:, t], method=method, tolerance=tolerance, guidance=guide)
+            state, guide = drawn.state, drawn.guidance
+            u.append(drawn.u)
+        x = self.from_deep(torch.stack(u, dim=1), method=method, tolerance=tolerance)
+        return x if context is None else torch.cat((context, x[:, given:]), dim=1)
 
     def show(self, state: WorldState, codes: Float[Tensor, "batch token latent"]) -> WorldState:
         """The state with the codes of what was shown in place of the last frame's `u`."""
@@ -342,6 +416,7 @@ class VideoFlow(nn.Module):
         *,
         hide_actions: Bool[Tensor, " batch"] | None,
         state: WorldState | None,
+        text: KeyValue | None = None,
     ) -> tuple[Tensor | None, KeyValue | None, Tensor]:
         """What is known of each frame before it is there: its draft, what drafting leaves, and its lead slot.
 
@@ -362,11 +437,23 @@ class VideoFlow(nn.Module):
                 actions,
                 index=index,
                 is_hidden=is_hidden,
-                past=None if state is None else _cache(state.draft_keys, state.draft_values),
+                past=text if state is None else _cache(state.draft_keys, state.draft_values),
                 count=count,
             )
         lead = self.deep.lead(actions, is_first=index == 0, is_hidden=is_hidden, before=before[:, 1:, -1])
         return draft, draft_new, lead
+
+    def _read_text(self, batch_size: int, text: Tensor | None) -> tuple[KeyValue | None, KeyValue | None]:
+        """What the deep block and the drafter keep of a text."""
+        dim = self.config.text_dim
+        if not dim and text is None:
+            return None, None
+        if not dim or text is None or text.dim() != 3 or text.shape[0] != batch_size or text.shape[2] != dim:
+            expected = f"of shape ({batch_size}, words, {dim})" if dim else "None: this flow reads none"
+            given = "None" if text is None else str(tuple(text.shape))
+            raise ValueError(f"text must be {expected}, got {given}")
+        text = text.to(self.deep.start)
+        return self.deep.frames.read_text(text), None if self.drafter is None else self.drafter.frames.read_text(text)
 
     def _advance(
         self,
@@ -377,9 +464,11 @@ class VideoFlow(nn.Module):
         deep: KeyValue,
         draft: KeyValue | None,
     ) -> WorldState:
-        deep = roll_in(_cache(state.deep_keys, state.deep_values), deep)
+        cache = _cache(state.deep_keys, state.deep_values)
+        words = cache.num_slots - self.deep.frames.cached
+        deep = roll_in(cache, deep, kept=words)
         drafted = _cache(state.draft_keys, state.draft_values)
-        drafted = drafted if draft is None else roll_in(drafted, draft)
+        drafted = drafted if draft is None else roll_in(drafted, draft, kept=words)
         return WorldState(
             deep_keys=deep.keys.transpose(0, 1),
             deep_values=deep.values.transpose(0, 1),

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from worldflow.atomic import replacing
 
-__all__ = ["load_weights", "read_weights", "write_weights"]
+__all__ = ["load_weights", "read_weights", "sharing", "write_weights"]
 
 FORMAT = 1
+M = TypeVar("M", bound=nn.Module)
 
 
 def write_weights(path: str | os.PathLike[str], module: nn.Module, *, kind: str, header: Mapping[str, Any]) -> Path:
@@ -90,3 +92,15 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], *, path: str 
         module.load_state_dict(dict(tensors))
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit its own header ({error}); delete it and fit a new one") from error
+
+
+def sharing(make: Callable[[], M], source: nn.Module) -> M:
+    """The module that `make` builds, with the very parameters and persistent buffers of `source`.
+
+    Nothing is drawn, copied or initialized, whatever the size; what is trained in one is trained in both.
+    """
+    with torch.device("meta"):
+        module = make()
+    module.load_state_dict(source.state_dict(keep_vars=True), assign=True)
+    device = next(iter(source.parameters())).device
+    return module.to(device).train(source.training)
