@@ -4,7 +4,8 @@
 - `run/world.safetensors`: weights and statistics;
 - `run/contexts.npz`: a small bank of recorded pasts to start from, compressed without loss.
 
-Worlds that ship with the package are such folders too, with weights of half the width.
+Worlds that ship with the package are such folders too, with weights of half the width. The checkpoints of the
+reference implementation are read by `read_released`, see `worldflow.released`.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from worldflow.atomic import replacing, write_bytes
+from worldflow.released import read_released
 from worldflow.shipped import run_folder
 from worldflow.world import Contexts, WorldConfig, WorldModel
 
-__all__ = ["from_plain", "load", "save", "to_plain"]
+__all__ = ["from_plain", "load", "read_released", "save", "to_plain"]
 
 FORMAT = 1
 T = TypeVar("T")

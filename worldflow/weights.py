@@ -101,6 +101,8 @@ def sharing(make: Callable[[], M], source: nn.Module) -> M:
     """
     with torch.device("meta"):
         module = make()
+    for own, theirs in zip(module.parameters(), source.parameters(), strict=True):
+        own.requires_grad_(theirs.requires_grad)  # or taking over a parameter would set it
     module.load_state_dict(source.state_dict(keep_vars=True), assign=True)
     device = next(iter(source.parameters())).device
     return module.to(device).train(source.training)
