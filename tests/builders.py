@@ -16,7 +16,7 @@ from worldflow.envs.recorder import Recorder
 from worldflow.flow import FlowConfig, VideoFlow
 from worldflow.heads import RewardSupport
 from worldflow.types import ActionSpec, DataSpec, Episode
-from worldflow.world import Contexts, WorldConfig, WorldModel
+from worldflow.world import Contexts, TextSpec, WorldConfig, WorldModel
 
 __all__ = [
     "box_space",
@@ -154,6 +154,7 @@ def tiny_world(
     noise_std: float = 0.3,
     atoms: tuple[float, ...] = (0.0, 1.0),
     contexts: int = 4,
+    text_dim: int = 0,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     scale: float = 1.0,
@@ -170,6 +171,7 @@ def tiny_world(
         soft_clip: Bound of the affine parameters.
         atoms: Rewards with a mass of their own.
         contexts: Pasts in the bank; 0 leaves it without.
+        text_dim: Channels of the three words that it reads; 0 for a world without text.
         dtype: Of its weights.
         seed, scale: Of its weights.
     """
@@ -197,10 +199,14 @@ def tiny_world(
         head_dim=16,
         window=window,
         soft_clip=soft_clip,
+        text_dim=text_dim,
     )
+    text = TextSpec(encoder="nowhere", identity="none", words=3, dim=text_dim) if text_dim else None
     reward = RewardSupport(low=-2.0, high=2.0, num_knots=16, atoms=atoms)
-    world = WorldModel(WorldConfig(data=data, codec=codec_config, flow=flow, reward=reward))
+    world = WorldModel(WorldConfig(data=data, codec=codec_config, flow=flow, reward=reward, text=text))
     randomize(world, seed=seed, scale=scale)
+    if world.nothing is not None:
+        world.nothing.copy_(torch.randn(world.nothing.shape, generator=torch.Generator().manual_seed(seed)))
     generator = torch.Generator().manual_seed(seed)
     if not data.action.is_discrete:
         world.actions.mean.copy_(0.1 * torch.randn(world.actions.mean.shape, generator=generator))

@@ -1,4 +1,4 @@
-"""The command line: `worldflow collect | train | evaluate | score | ship | demo`.
+"""The command line: `worldflow collect | train | generate | evaluate | score | ship | demo`.
 
 Each command is one dataclass, whose fields are its options and their docstrings its help. A command that cannot do what
 it was asked says why in one line on stderr and ends with 1; one that was not understood, with 2; an interrupted one,
@@ -33,8 +33,10 @@ from worldflow.log import read_log
 from worldflow.recipes import TrainConfig
 from worldflow.score import EpisodeScores, score, write_csv
 from worldflow.train import train
+from worldflow.video import beside as side_by_side
+from worldflow.video import film_strip, save_png, write_video
 
-__all__ = ["Collect", "Demo", "Evaluate", "Score", "Ship", "Train", "main"]
+__all__ = ["Collect", "Demo", "Evaluate", "Generate", "Score", "Ship", "Train", "main"]
 
 OWN_TASK = "worldflow/"
 
@@ -137,6 +139,81 @@ class Train:
         if looks:
             result |= {name: value for name, value in looks[-1].items() if name.startswith("held_out/")}
         return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Make videos with a learned world: from a text, from an image, or on from a video."""
+
+    run: Positional[Annotated[str, arg(metavar="RUN")]]
+    """Folder of the run, as `worldflow train --out` wrote it, or the name of a world that ships."""
+    out: str
+    """Video to write: .mp4, .gif or .png for a film strip; several samples stand side by side."""
+    text: str | None = None
+    """What to show, for a world that was trained with captions."""
+    image: str | None = None
+    """Image file to start from."""
+    video: str | None = None
+    """Video file to go on from; with --edit, to make another of."""
+    edit: float | None = None
+    """Make of --video what --text says; from 0, which keeps what the video's noise is, to 1, which draws it anew."""
+    source: str = ""
+    """With --edit: what the video shows."""
+    frames: int = 16
+    """Frames to make, given ones included."""
+    samples: int = 1
+    """Videos to make."""
+    guidance: float = 0.0
+    """How far to go beyond the text."""
+    temperature: float = 1.0
+    """Scale of the noise; below 1 draws nearer to the mode."""
+    encoder: str | None = None
+    """Where the text encoder is now, if not where it was in training."""
+    seed: int = 0
+    """The same seed gives the same videos."""
+    fps: float = 8.0
+    """Frames a second of the file."""
+    json: bool = False
+    """Print the result as JSON."""
+
+    def __call__(self) -> dict[str, Any]:
+        """Generate."""
+        from worldflow.generate import edit, generate, read_frames
+
+        if self.image is not None and self.video is not None:
+            raise ValueError("give --image to start from or --video to go on from, not both")
+        if self.edit is not None and (self.video is None or self.text is None):
+            raise ValueError("--edit needs --video, what to edit, and --text, what it should become")
+        if self.samples < 1:
+            raise ValueError(f"--samples must be at least 1, got {self.samples}")
+        if (suffix := Path(self.out).suffix.lower()) not in (".mp4", ".gif", ".png"):
+            raise ValueError(f"--out must end in .mp4, .gif or .png, got {suffix or self.out!r}")
+        world = load(self.run, device="cuda" if torch.cuda.is_available() else "cpu")
+        generator = torch.Generator().manual_seed(self.seed)
+        path = self.image or self.video
+        last = 1 if self.image else self.frames if self.edit is not None else world.config.flow.window
+        given = None if path is None else read_frames(path, world, last=last)
+        how = {"guidance": self.guidance, "encoder": self.encoder, "generator": generator}
+        if self.edit is not None:
+            assert given is not None and self.text is not None
+            words = {"text": self.text, "source": self.source, "strength": self.edit}
+            clips = torch.stack([edit(world, given, **words, **how) for _ in range(self.samples)])
+        else:
+            clips = generate(
+                world,
+                frames=self.frames,
+                text=self.text,
+                given=given,
+                samples=self.samples,
+                temperature=self.temperature,
+                progress=True,
+                **how,
+            )
+        if suffix == ".png":
+            save_png(film_strip(*clips), self.out)
+        else:
+            write_video(side_by_side(*clips), self.out, fps=self.fps)
+        return {"video": self.out, "samples": len(clips), "frames": clips.shape[1]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +322,7 @@ class Ship:
 COMMANDS = {
     "collect": Collect,
     "train": Train,
+    "generate": Generate,
     "evaluate": Evaluate,
     "score": Score,
     "ship": Ship,

@@ -335,6 +335,7 @@ class VideoFlow(nn.Module):
         text_without: Float[Tensor, "batch word text"] | None = None,
         guidance: float = 0.0,
         context: Float[Tensor, "batch past token latent"] | None = None,
+        hide_actions: bool = False,
         method: Method = "jacobi",
         tolerance: float = 1e-5,
     ) -> Float[Tensor, "batch time token latent"]:
@@ -348,6 +349,7 @@ class VideoFlow(nn.Module):
                 actions.
             guidance: Weight `w` of `worldflow.guidance.sharpen`; 0 samples as the flow is.
             context: The first frames, given: noise in their place is not read.
+            hide_actions: Show no row its actions.
             method: How to invert.
             tolerance: How closely.
 
@@ -360,13 +362,13 @@ class VideoFlow(nn.Module):
         given = 0 if context is None else context.shape[1]
         if given > T:
             raise ValueError(f"{given} frames are given, but z holds noise for {T} in all; give fewer, or more noise")
-        branches = [(text, False)]
+        branches = [(text, hide_actions)]
         if guidance:
             if self.config.text_dim and text_without is None:
                 raise ValueError("guidance needs text_without, the embedding of no text (of an empty prompt)")
             if not self.config.text_dim and not self.config.action_dim:
                 raise ValueError("guidance needs a condition to go away from: this flow has neither text nor actions")
-            branches.append((text_without, not self.config.text_dim))
+            branches.append((text_without, hide_actions or not self.config.text_dim))
         states: list[WorldState] = []
         u: list[Tensor] = []
         for words, is_hidden in branches:
@@ -383,7 +385,15 @@ class VideoFlow(nn.Module):
             guide = Guidance(weight=guidance, state=states[1], hide_actions=branches[1][1])
         for t in range(given, T):
             action = None if actions is None else actions[:, t]
-            drawn = self.draw(state, action, z[:, t], method=method, tolerance=tolerance, guidance=guide)
+            drawn = self.draw(
+                state,
+                action,
+                z[:, t],
+                method=method,
+                tolerance=tolerance,
+                hide_actions=torch.full((B,), hide_actions, device=z.device),
+                guidance=guide,
+            )
             state, guide = drawn.state, drawn.guidance
             u.append(drawn.u)
         x = self.from_deep(torch.stack(u, dim=1), method=method, tolerance=tolerance)

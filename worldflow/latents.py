@@ -41,10 +41,12 @@ class LatentBatch:
     rewards: Float32[Tensor, "batch time"]
     terminated: Bool[Tensor, "batch time"]
     valid: Bool[Tensor, "batch time"]
+    text: Float32[Tensor, "batch word text"] | None = None
 
     def to(self, device: torch.device | str) -> LatentBatch:
         """The same batch on another device."""
-        return LatentBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        there = {f.name: getattr(self, f.name) for f in fields(self)}
+        return LatentBatch(**{name: None if value is None else value.to(device) for name, value in there.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,8 @@ class LatentData:
         first_frame: Where each episode's frames begin in `x`.
         lengths: Transitions of each episode; the episode's other arrays begin at `first_frame - episode number`.
         actions, rewards, terminated: One row per transition.
+        texts: The embedded texts that there are, where the world reads some.
+        text_of: Which of them goes with each episode.
     """
 
     x: Float32[np.ndarray, "frame token latent"]
@@ -66,6 +70,8 @@ class LatentData:
     actions: Shaped[np.ndarray, "transition *action"]
     rewards: Float32[np.ndarray, " transition"]
     terminated: Bool[np.ndarray, " transition"]
+    texts: Float32[Tensor, "caption word text"] | None = None
+    text_of: Int64[np.ndarray, " episode"] | None = None
 
     def gather(self, index: Int64[np.ndarray, "batch 2"], length: int) -> LatentBatch:
         """Windows of `length` transitions at `(episode, start)`; padded as `worldflow.data.gather` pads."""
@@ -82,6 +88,7 @@ class LatentData:
             rewards=torch.from_numpy(np.where(valid, self.rewards[transition], np.float32(0))),
             terminated=torch.from_numpy(self.terminated[transition] & valid),
             valid=torch.from_numpy(valid),
+            text=None if self.texts is None or self.text_of is None else self.texts[self.text_of[index[:, 0]]],
         )
 
 

@@ -41,7 +41,7 @@ def flow_loss(
     Args:
         world: The world.
         batch: Clips.
-        generator: Draws the codes' noise and which clips hide their actions.
+        generator: Draws the codes' noise and which clips hide their actions and their texts.
         config: Weights of the parts.
         swap: Give each clip its neighbor's actions, to see whether they matter.
     """
@@ -57,7 +57,12 @@ def flow_loss(
     # A draft is a forecast, and learns to be one from its squared error alone: with the likelihood's gradient too it
     # becomes a feature of the deep block, and a worse forecast: on Reacher it was off by 0.199 after 3400 steps, where
     # a drafter trained by itself was off by 0.180 after 2050.
-    out = world.flow(x, features, shown=shown, hide_actions=hide, detach_draft=True)
+    text = None if batch.text is None else batch.text.to(device)
+    if text is not None and world.training:
+        assert world.nothing is not None
+        unread = torch.rand(B, generator=generator).to(device) < config.text_dropout
+        text = torch.where(unread[:, None, None], world.nothing, text)
+    out = world.flow(x, features, text=text, shown=shown, hide_actions=hide, detach_draft=True)
     valid = batch.valid.to(device)
     is_frame = torch.cat((torch.ones_like(valid[:, :1]), valid), dim=1)
 

@@ -9,7 +9,7 @@ from worldflow.codec import CodecConfig
 from worldflow.flow import FlowConfig
 from worldflow.heads import RewardSupport
 from worldflow.types import DataSpec
-from worldflow.world import WorldConfig
+from worldflow.world import TextSpec, WorldConfig
 
 __all__ = ["Preset", "TrainConfig", "world_config"]
 
@@ -25,7 +25,11 @@ class TrainConfig:
     codec: Literal["latent", "patch"] = "latent"
     """Model a learned code of the frames, or the pixels themselves."""
     noise_std: float | None = None
-    """Standard deviation of the codes' noise; 0.05 unless given."""
+    """Standard deviation of the codes' noise; 0.05 unless given, 0.2 with text."""
+    text: str | None = None
+    """A text encoder, a folder or a name on the hub, to condition on the episodes' captions with; None ignores them."""
+    text_words: int = 16
+    """Tokens of a text, padding included."""
     codec_steps: int = 4000
     """Steps of the codec's training (not used for pixels)."""
     steps: int = 20000
@@ -54,6 +58,8 @@ class TrainConfig:
     """Gradients are scaled down to this norm; a step whose norm is over ten times this and what is usual is skipped."""
     action_dropout: float = 0.1
     """Share of clips that hide their actions, so that the model also knows `p(x | past)`."""
+    text_dropout: float = 0.1
+    """Share of clips that get the empty text in place of their own, for guidance."""
     draft_weight: float = 1.0
     """Weight of the drafter's squared error beside the likelihood."""
     head_weight: float = 0.1
@@ -84,20 +90,24 @@ class TrainConfig:
             "codec_frames",
             "eval_clips",
             "contexts",
+            "text_words",
         ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("minutes", "noise_std"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if not 0 <= self.action_dropout < 1:
-            raise ValueError(f"action_dropout must be in [0, 1), got {self.action_dropout}")
+        for name in ("action_dropout", "text_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if not 0 < self.codec_share < 1:
             raise ValueError(f"codec_share must be in (0, 1), got {self.codec_share}")
 
 
-def world_config(train: TrainConfig, data: DataSpec, reward: RewardSupport) -> WorldConfig:
-    """Sizes of a world for a data set."""
+def world_config(
+    train: TrainConfig, data: DataSpec, reward: RewardSupport, text: TextSpec | None = None
+) -> WorldConfig:
+    """Sizes of a world for a data set, and for the texts that it reads."""
     sizes = {
         "tiny": {
             "shallow_layers": (),
@@ -125,27 +135,33 @@ def world_config(train: TrainConfig, data: DataSpec, reward: RewardSupport) -> W
             "window": 16,
         },
     }
+    size = sizes[train.preset]
+    if text is not None and not size["shallow_layers"]:
+        # First frames follow from nothing but the text: a flow that draws them needs more than one map of each token.
+        size |= {"shallow_layers": (1, 1, 1) if train.preset == "tiny" else (2, 2, 2), "shallow_width": 128}
     # A step of the flow costs by the token: few tokens with many channels see four times as many frames in the same
     # time, and each of them is drawn in fewer sweeps.
     is_patch = train.codec == "patch"
-    has_large_cells = not is_patch and train.preset != "large" and min(data.frame_shape[:2]) >= 64
+    smallest = min(data.frame_shape[:2])
+    has_large_cells = not is_patch and text is None and train.preset != "large" and smallest >= 64
     codec = CodecConfig(
         kind=train.codec,
         frame_shape=data.frame_shape,
-        patch_size=32 if has_large_cells else 16,
+        patch_size=32 if has_large_cells else 8 if text is not None and smallest < 64 else 16,
         pieces=4 if has_large_cells else 2,
         latent_dim={"tiny": 16, "base": 16, "large": 32}[train.preset] * (4 if has_large_cells else 1),
         width={"tiny": 96, "base": 128, "large": 256}[train.preset],
         blocks={"tiny": 2, "base": 2, "large": 4}[train.preset],
-        noise_std=train.noise_std or 0.05,
+        noise_std=train.noise_std or (0.05 if text is None else 0.2),
     )
     flow = FlowConfig(
         latent_dim=codec.token_dim,
         grid=codec.grid,
         action_dim=data.action.feature_dim,
         draft_mixing=codec.grid[0] * codec.grid[1] <= 4,
-        has_shown=not is_patch and not sizes[train.preset]["shallow_layers"],  # drafts and codes share one space then
+        has_shown=not is_patch and not size["shallow_layers"],  # drafts and codes share one space then
         memory=64,
-        **sizes[train.preset],
+        text_dim=0 if text is None else text.dim,
+        **size,
     )
-    return WorldConfig(data=data, codec=codec, flow=flow, reward=reward)
+    return WorldConfig(data=data, codec=codec, flow=flow, reward=reward, text=text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from worldflow import checkpoint
 from worldflow.atomic import replacing
+from worldflow.captions import Captions, embed_captions
 from worldflow.codec import LatentCodec, to_float
 from worldflow.data import Dataset, gather
 from worldflow.evaluate import held_out_clips, imagine_clips
@@ -167,9 +168,10 @@ class _Run:
             self.spent = self.saved.spent
             self.generator.set_state(self.saved.generator)
         lengths = np.asarray(self.dataset.lengths, dtype=np.int64)
+        captions = None if config.text is None else self._captions(config.text)
         with torch.random.fork_rng(devices=[]):  # weights are drawn from the global generator: borrow it, give it back
             torch.manual_seed(config.seed)
-            world = self._new_world()
+            world = self._new_world(captions)
         if self.saved is not None:
             self.saved.restore(world)
         world.to(self.device)
@@ -178,16 +180,32 @@ class _Run:
         world.codec.eval().requires_grad_(False)
         world.contexts = self._contexts(world.config.flow.window)
         latents = self._encode(world)
+        if captions is not None:
+            latents = replace(latents, texts=captions.texts, text_of=captions.text_of)
         self._fit_flow(world, latents, lengths, log)
         world.eval()
         self._save_world(world)
         (self.folder / "latents.npy").unlink()
         return world
 
-    def _new_world(self) -> WorldModel:
+    def _captions(self, encoder: str) -> Captions:
+        found = [self.dataset.caption(i) for i in range(len(self.dataset))]
+        if not any(found):
+            raise ValueError(
+                f"no episode of {self.dataset.path} has a caption, but text is given; add captions or leave text out"
+            )
+        return embed_captions(
+            found, encoder=encoder, words=self.config.text_words, device=self.device, progress=self.progress
+        )
+
+    def _new_world(self, captions: Captions | None) -> WorldModel:
         outcomes = [self.dataset.outcomes(int(i)) for i in self.dataset.episodes("train")]
         support = RewardSupport.of([rewards for _, rewards in outcomes])
-        world = WorldModel(world_config(self.config, self.dataset.spec, support))
+        text = None if captions is None else captions.spec
+        world = WorldModel(world_config(self.config, self.dataset.spec, support, text))
+        if captions is not None:
+            assert world.nothing is not None
+            world.nothing.copy_(captions.nothing)
         if not self.dataset.spec.action.is_discrete:
             actions = np.concatenate([a.reshape(len(a), -1) for a, _ in outcomes]).astype(np.float64)
             world.actions.mean.copy_(torch.from_numpy(actions.mean(0)))

@@ -35,6 +35,7 @@ __all__ = [
     "encode_video",
     "film_strip",
     "read_video",
+    "save_png",
     "to_data_uri",
     "upscale",
     "write_video",
@@ -270,6 +271,13 @@ def film_strip(
             position = (left + column * (width + gap) + width / 2, top / 2)
             draw.text(position, text, fill=_FAINT_INK, font=small, anchor="mm")
     return np.asarray(sheet)
+
+
+def save_png(picture: UInt8[np.ndarray, "row column 3"], path: str | os.PathLike[str]) -> Path:
+    """Write a picture as PNG, whole or not at all."""
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, format="PNG")
+    return write_bytes(path, data.getvalue())
 
 
 def to_data_uri(source: bytes | str | os.PathLike[str], *, mime: str | None = None) -> str:

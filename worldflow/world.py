@@ -29,7 +29,21 @@ from worldflow.types import DataSpec, Dream, Generators, LogProb, Transition
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Shaped, UInt8
 
-__all__ = ["Contexts", "WorldConfig", "WorldModel"]
+__all__ = ["Contexts", "TextSpec", "WorldConfig", "WorldModel"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSpec:
+    """Which embedded texts a world reads."""
+
+    encoder: str
+    """Where the encoder was: a folder, or a name on the hub."""
+    identity: str
+    """Which encoder it is, as `TextEncoder.identity` says it: no other one will do."""
+    words: int
+    """Tokens of a text, padding included."""
+    dim: int
+    """Channels of a token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +58,8 @@ class WorldConfig:
     """The density."""
     reward: RewardSupport
     """Where rewards may lie."""
+    text: TextSpec | None = None
+    """Texts that it reads, or None."""
 
     def __post_init__(self) -> None:
         if self.codec.grid != self.flow.grid or self.codec.token_dim != self.flow.latent_dim:
@@ -51,6 +67,8 @@ class WorldConfig:
                 f"the codec gives {self.codec.grid} tokens of {self.codec.token_dim} channels, "
                 f"the flow takes {self.flow.grid} of {self.flow.latent_dim}"
             )
+        if self.flow.text_dim != (0 if self.text is None else self.text.dim):
+            raise ValueError(f"the flow reads text of {self.flow.text_dim} channels, the world's text is {self.text}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +101,9 @@ class WorldModel(nn.Module):
         self.reward = RewardHead(config.flow.deep_width, config.reward)
         self.termination = TerminationHead(config.flow.deep_width)
         self.contexts: Contexts | None = None
+        nothing = None if config.text is None else torch.zeros(config.text.words, config.text.dim)
+        self.register_buffer("nothing", nothing)  # the embedding of the empty text, once training has set it
+        self.nothing: Tensor | None
 
     @property
     def device(self) -> torch.device:
@@ -137,6 +158,7 @@ class WorldModel(nn.Module):
         frames: UInt8[Tensor, "batch past+1 row column channel"],
         past_actions: Shaped[Tensor, "batch past *action"] | None = None,
         *,
+        text: Float[Tensor, "batch word text"] | None = None,
         generator: Generators = None,
     ) -> WorldState:
         """Read a past.
@@ -144,6 +166,7 @@ class WorldModel(nn.Module):
         Args:
             frames: Its frames, at least one.
             past_actions: The actions between them; None for a single frame.
+            text: Embedded texts, for a world that reads some; None for the empty text.
             generator: Draws the codes' noise.
 
         Returns:
@@ -165,9 +188,23 @@ class WorldModel(nn.Module):
             features = self._leading(past_actions, B, T)
         codes = self.codes(frames)
         x = self.with_noise(codes, generator=generator)
-        state = self.flow(x, features, shown=codes if self.config.flow.has_shown else None, keep_state=True).state
+        state = self.begin(B, text=text)
+        state = self.flow(x, features, shown=codes if self.config.flow.has_shown else None, state=state).state
         assert state is not None
         return state
+
+    @torch.no_grad()
+    def begin(self, batch_size: int, *, text: Float[Tensor, "batch word text"] | None = None) -> WorldState:
+        """The state before any frame: the first step from it draws a first frame, whatever the action.
+
+        Args:
+            batch_size: Rows.
+            text: Embedded texts, for a world that reads some; None for the empty text.
+
+        Raises:
+            ValueError: If there is a text and the world reads none, or its shape is wrong.
+        """
+        return self.flow.initial_state(batch_size, self._text(text, batch_size))
 
     @torch.no_grad()
     def step(
@@ -224,6 +261,7 @@ class WorldModel(nn.Module):
         actions: Shaped[Tensor, "batch future *action"],
         *,
         num_samples: int = 1,
+        text: Float[Tensor, "batch word text"] | None = None,
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
         method: Method = "jacobi",
@@ -235,6 +273,7 @@ class WorldModel(nn.Module):
             past_actions: The actions between them.
             actions: What is done from the last frame on.
             num_samples: Futures of each row; they share the past.
+            text: Embedded texts, for a world that reads some; None for the empty text.
             generator: Draws everything.
             temperature: Scale of the frames' noise.
             method: How to invert the flow.
@@ -247,7 +286,7 @@ class WorldModel(nn.Module):
         """
         actions = torch.as_tensor(actions)
         B, steps = actions.shape[0], actions.shape[1]
-        state = self.start(frames, past_actions, generator=generator)
+        state = self.start(frames, past_actions, text=text, generator=generator)
         if len(state) != B:
             raise ValueError(f"frames hold {len(state)} pasts, actions {B} futures; they must be as many")
         state = state.repeat(num_samples)
@@ -293,6 +332,7 @@ class WorldModel(nn.Module):
         rewards: Float[Tensor, "batch time"] | None = None,
         terminated: Bool[Tensor, "batch time"] | None = None,
         *,
+        text: Float[Tensor, "batch word text"] | None = None,
         generator: Generators = None,
         hide_actions: bool = False,
     ) -> LogProb:
@@ -303,6 +343,7 @@ class WorldModel(nn.Module):
             actions: Recorded actions.
             rewards: Recorded rewards; None counts zero nats.
             terminated: Recorded terminations; None counts zero nats.
+            text: Embedded texts, for a world that reads some; None for the empty text.
             generator: Draws the codes' noise.
             hide_actions: Score `p(. | past)` instead of `p(. | past, action)`.
 
@@ -314,7 +355,7 @@ class WorldModel(nn.Module):
         """
         codes = self.codes(frames)
         x = self.with_noise(codes, generator=generator)
-        return self.log_prob_latents(x, actions, rewards, terminated, codes=codes, hide_actions=hide_actions)
+        return self.log_prob_latents(x, actions, rewards, terminated, codes=codes, text=text, hide_actions=hide_actions)
 
     @torch.no_grad()
     def log_prob_latents(
@@ -325,6 +366,7 @@ class WorldModel(nn.Module):
         terminated: Bool[Tensor, "batch time"] | None = None,
         *,
         codes: Float[Tensor, "batch time+1 token latent"] | None = None,
+        text: Float[Tensor, "batch word text"] | None = None,
         hide_actions: bool = False,
         chunk: int = 32,
     ) -> LogProb:
@@ -338,6 +380,7 @@ class WorldModel(nn.Module):
             hide_actions: As in `log_prob`.
             codes: Those of the frames as they are shown; needed, and read, where the flow has use for them
                 (`FlowConfig.has_shown`).
+            text: As in `log_prob`.
             chunk: Frames in one pass.
         """
         B, T = x.shape[:2]
@@ -350,6 +393,7 @@ class WorldModel(nn.Module):
             out = self.flow(
                 x[:, part],
                 features[:, part],
+                text=self._text(text, B) if state is None else None,
                 shown=None if shown is None else shown[:, part],
                 hide_actions=hidden_rows,
                 state=state,
@@ -381,6 +425,12 @@ class WorldModel(nn.Module):
         return -frame_log_prob / self.config.flow.frame_dim - self.noise_floor
 
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _text(self, text: Tensor | None, batch_size: int) -> Tensor | None:
+        """The text to read: the given one, or the empty one, or None where the world reads none."""
+        if text is not None or self.nothing is None:
+            return text
+        return self.nothing.expand(batch_size, -1, -1)
 
     def _no_action(self, batch_size: int) -> Tensor:
         return torch.zeros(batch_size, self.config.flow.action_dim, device=self.device, dtype=self.dtype)
