@@ -6,7 +6,7 @@ run's folder; actions, rewards and terminations, which are small, in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ import torch
 from worldflow.atomic import replacing
 from worldflow.data import Dataset
 from worldflow.randomness import normal, uniform
+from worldflow.symmetry import transformed
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, Int64, Shaped, UInt8
@@ -33,7 +34,10 @@ __all__ = ["LatentBatch", "LatentData", "encode_dataset", "sample_frames"]
 
 @dataclass(frozen=True, kw_only=True)
 class LatentBatch:
-    """Windows of codes; `valid` is False where a short episode was padded."""
+    """Windows of codes; `valid` is False where a short episode was padded.
+
+    `symmetry` says which symmetry shows each window, counted from 0, the identity; None: all are as recorded.
+    """
 
     x: Float32[Tensor, "batch time+1 token latent"]
     shown: Float32[Tensor, "batch time+1 token latent"]
@@ -41,6 +45,7 @@ class LatentBatch:
     rewards: Float32[Tensor, "batch time"]
     terminated: Bool[Tensor, "batch time"]
     valid: Bool[Tensor, "batch time"]
+    symmetry: Int64[Tensor, " batch"] | None = None
     text: Float32[Tensor, "batch word text"] | None = None
 
     def to(self, device: torch.device | str) -> LatentBatch:
@@ -54,7 +59,7 @@ class LatentData:
     """Codes of all frames, episode behind episode, and what goes with them.
 
     Args:
-        x: Codes without noise.
+        x: Codes without noise; of all frames as they are, then of all frames as each further symmetry shows them.
         shown: Codes of the frames that the codec makes of noisy codes: of a world's own frames, were its flow perfect.
         first_frame: Where each episode's frames begin in `x`.
         lengths: Transitions of each episode; the episode's other arrays begin at `first_frame - episode number`.
@@ -73,12 +78,27 @@ class LatentData:
     texts: Float32[Tensor, "caption word text"] | None = None
     text_of: Int64[np.ndarray, " episode"] | None = None
 
-    def gather(self, index: Int64[np.ndarray, "batch 2"], length: int) -> LatentBatch:
-        """Windows of `length` transitions at `(episode, start)`; padded as `worldflow.data.gather` pads."""
+    @property
+    def num_symmetries(self) -> int:
+        """How often all frames are there: as they are, and as each symmetry shows them."""
+        return len(self.x) // int(self.lengths.sum() + len(self.lengths))
+
+    def gather(
+        self, index: Int64[np.ndarray, "batch 2"], length: int, *, symmetry: Int64[Tensor, " batch"] | None = None
+    ) -> LatentBatch:
+        """Windows of `length` transitions at `(episode, start)`; padded as `worldflow.data.gather` pads.
+
+        Args:
+            index: Episodes and starts.
+            length: Transitions of a window.
+            symmetry: Which symmetry shows each window, counted from 0, the identity; None leaves all as recorded.
+        """
+        shown_by = torch.zeros(len(index), dtype=torch.int64) if symmetry is None else symmetry
         episode, start = index[:, :1], index[:, 1:]
         steps = np.arange(length + 1)
         last = self.lengths[episode]
         frame = self.first_frame[episode] + np.minimum(start + steps, last)
+        frame = frame + shown_by.numpy()[:, None] * (len(self.x) // self.num_symmetries)
         transition = self.first_frame[episode] - episode + np.minimum(start + steps[:-1], last - 1)
         valid = start + steps[:-1] < last
         return LatentBatch(
@@ -88,6 +108,7 @@ class LatentData:
             rewards=torch.from_numpy(np.where(valid, self.rewards[transition], np.float32(0))),
             terminated=torch.from_numpy(self.terminated[transition] & valid),
             valid=torch.from_numpy(valid),
+            symmetry=shown_by,
             text=None if self.texts is None or self.text_of is None else self.texts[self.text_of[index[:, 0]]],
         )
 
@@ -123,6 +144,7 @@ def encode_dataset(
     path: Path,
     *,
     device: torch.device,
+    symmetries: Sequence[int] = (0,),
     generator: torch.Generator | None = None,
     chunk: int = 256,
 ) -> Iterator[int | LatentData]:
@@ -136,6 +158,7 @@ def encode_dataset(
         codec: Its codec.
         path: The file to make or replace: for each frame its code, and the code of what is shown of it.
         device: Where the codec is.
+        symmetries: Of the frames, the identity first (`worldflow.symmetry`); each encodes all frames once more.
         generator: Draws the noise through which frames are shown.
         chunk: Frames in one go.
 
@@ -151,36 +174,38 @@ def encode_dataset(
     header = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)),
         "fortran_order": False,
-        "shape": (int(first[-1]), 2, grid[0] * grid[1], dim),
+        "shape": (len(symmetries) * int(first[-1]), 2, grid[0] * grid[1], dim),
     }
-    actions, rewards, terminated, waiting, done = [], [], [], [], 0
+    outcomes, done = [], 0
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for number in range(len(dataset)):
-            episode = dataset.episode(number)
-            actions.append(episode.actions)
-            rewards.append(episode.rewards)
-            terminated.append(episode.terminated)
-            waiting.append(episode.frames)
-            is_last = number == len(dataset) - 1
-            if is_last or sum(map(len, waiting)) >= chunk:
-                frames = torch.from_numpy(np.concatenate(waiting)).to(device)
-                x = codec.encode(frames, chunk=chunk)
-                noise = normal(tuple(x.shape), generator, device=device, dtype=x.dtype)
-                level = MOST_NOISE * uniform((len(x), 1, 1), generator, device=device, dtype=x.dtype)
-                shown = codec.decode(x + level * codec.config.noise_std * noise, chunk=chunk)
-                both = torch.stack((x, codec.encode(shown, chunk=chunk)), dim=1)
-                file.write(both.float().cpu().numpy().tobytes())
-                done += len(frames)
-                waiting = []
-                yield done
+        for element in symmetries:
+            waiting = []
+            for number in range(len(dataset)):
+                episode = dataset.episode(number)
+                if element == symmetries[0]:
+                    outcomes.append((episode.actions, episode.rewards, episode.terminated))
+                waiting.append(episode.frames)
+                is_last = number == len(dataset) - 1
+                if is_last or sum(map(len, waiting)) >= chunk:
+                    frames = transformed(torch.from_numpy(np.concatenate(waiting)).to(device), element)
+                    x = codec.encode(frames, chunk=chunk)
+                    noise = normal(tuple(x.shape), generator, device=device, dtype=x.dtype)
+                    level = MOST_NOISE * uniform((len(x), 1, 1), generator, device=device, dtype=x.dtype)
+                    shown = codec.decode(x + level * codec.config.noise_std * noise, chunk=chunk)
+                    both = torch.stack((x, codec.encode(shown, chunk=chunk)), dim=1)
+                    file.write(both.float().cpu().numpy().tobytes())
+                    done += len(frames)
+                    waiting = []
+                    yield done
+    actions, rewards, terminated = (np.concatenate(part) for part in zip(*outcomes, strict=True))
     codes = np.load(path, mmap_mode="r")
     yield LatentData(
         x=codes[:, 0],
         shown=codes[:, 1],
         first_frame=first[:-1],
         lengths=lengths,
-        actions=np.concatenate(actions),
-        rewards=np.concatenate(rewards).astype(np.float32),
-        terminated=np.concatenate(terminated).astype(bool),
+        actions=actions,
+        rewards=rewards.astype(np.float32),
+        terminated=terminated.astype(bool),
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from worldflow.latents import LatentBatch
 from worldflow.recipes import TrainConfig
+from worldflow.symmetry import ActionMaps
 from worldflow.world import WorldModel
 
 __all__ = ["FlowLoss", "flow_loss"]
@@ -34,7 +35,13 @@ class FlowLoss:
 
 
 def flow_loss(
-    world: WorldModel, batch: LatentBatch, *, generator: torch.Generator | None, config: TrainConfig, swap: bool = False
+    world: WorldModel,
+    batch: LatentBatch,
+    *,
+    generator: torch.Generator | None,
+    config: TrainConfig,
+    maps: ActionMaps | None = None,
+    swap: bool = False,
 ) -> FlowLoss:
     """The flow's loss on clips of codes.
 
@@ -43,6 +50,7 @@ def flow_loss(
         batch: Clips.
         generator: Draws the codes' noise and which clips hide their actions and their texts.
         config: Weights of the parts.
+        maps: What symmetries do to actions, where clips are shown by some.
         swap: Give each clip its neighbor's actions, to see whether they matter.
     """
     device = world.device
@@ -52,6 +60,8 @@ def flow_loss(
     shown = _shown(batch, generator).to(device) if world.config.flow.has_shown else None
     hide = torch.rand(B, generator=generator).to(device) < config.action_dropout if world.training else None
     features = world.encode_actions(batch.actions)
+    if maps is not None and batch.symmetry is not None:
+        features = maps(features, batch.symmetry.to(device))
     features = features.roll(1, 0) if swap else features
     features = torch.cat((features.new_zeros(B, 1, features.shape[-1]), features), dim=1)
     # A draft is a forecast, and learns to be one from its squared error alone: with the likelihood's gradient too it

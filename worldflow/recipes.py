@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from worldflow.codec import CodecConfig
 from worldflow.flow import FlowConfig
 from worldflow.heads import RewardSupport
+from worldflow.symmetry import Symmetry
 from worldflow.types import DataSpec
 from worldflow.world import TextSpec, WorldConfig
 
@@ -26,6 +27,11 @@ class TrainConfig:
     """Model a learned code of the frames, or the pixels themselves."""
     noise_std: float | None = None
     """Standard deviation of the codes' noise; 0.05 unless given, 0.2 with text."""
+    symmetry: Symmetry = "none"
+    """Which recordings count as recordings of the same world too: mirror, those seen in a mirror; square, those turned
+    by quarter turns as well. Where it is true, it is worth up to eight times the data."""
+    codec_from: str | None = None
+    """Take over the codec of another run, or of a world that ships, instead of training one."""
     text: str | None = None
     """A text encoder, a folder or a name on the hub, to condition on the episodes' captions with; None ignores them."""
     text_words: int = 16
@@ -78,7 +84,8 @@ class TrainConfig:
     """Where to train; auto takes a GPU if there is one."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("preset", get_args(Preset)), ("codec", ("latent", "patch"))):
+        kinds = {"preset": get_args(Preset), "codec": ("latent", "patch"), "symmetry": get_args(Symmetry)}
+        for name, choices in kinds.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         for name in (

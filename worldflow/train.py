@@ -31,6 +31,7 @@ from worldflow.latents import LatentData, encode_dataset, sample_frames
 from worldflow.log import TrainLog
 from worldflow.loss import flow_loss
 from worldflow.recipes import TrainConfig, world_config
+from worldflow.symmetry import ActionMaps, elements, transformed
 from worldflow.world import Contexts, WorldModel
 
 __all__ = ["chosen_device", "train"]
@@ -82,6 +83,9 @@ def train(
         raise ValueError(f"training needs at least 2 episodes, one of them held out, got {len(dataset)}")
     if np.asarray(dataset.lengths)[dataset.episodes("held_out")].max() < 2:
         raise ValueError("no held-out episode is longer than 1 transition; record longer episodes, or more of them")
+    rows, columns, _ = dataset.spec.frame_shape
+    if config.symmetry == "square" and rows != columns:
+        raise ValueError(f"quarter turns are of square frames, these have {rows} x {columns} pixels; use 'mirror'")
     folder.mkdir(parents=True, exist_ok=True)
 
     run = _Run(folder=folder, dataset=dataset, config=config, device=device, progress=progress)
@@ -123,6 +127,7 @@ class _Saved:
     fit: FitState
     spent: dict[str, float]
     world: dict[str, Tensor]
+    maps: dict[str, Tensor]
     generator: Tensor
 
     @staticmethod
@@ -136,14 +141,17 @@ class _Saved:
                 fit=state,
                 spent=record["spent"],
                 world=record["world"],
+                maps=record["maps"],
                 generator=record["generator"],
             )
         except (RuntimeError, KeyError, EOFError, TypeError, UnpicklingError, BadZipFile) as error:
             raise ValueError(f"{path} is damaged or no state of a training; train anew in another folder") from error
 
-    def restore(self, world: WorldModel) -> None:
+    def restore(self, world: WorldModel, maps: ActionMaps | None) -> None:
         try:
             world.load_state_dict(self.world)
+            if maps is not None:
+                maps.load_state_dict(self.maps)
         except RuntimeError as error:
             raise ValueError(
                 f"{self.path} holds another world than these options and data make; resume with the same ones"
@@ -159,6 +167,10 @@ class _Run:
         self.folder, self.dataset, self.config, self.device, self.progress = folder, dataset, config, device, progress
         self.generator = torch.Generator().manual_seed(config.seed)
         self.saved: _Saved | None = None
+        self.symmetries = elements(config.symmetry)
+        self.maps: ActionMaps | None = None
+        if len(self.symmetries) > 1:
+            self.maps = ActionMaps(len(self.symmetries), dataset.spec.action.feature_dim).to(device)
         self.spent: dict[str, float] = {}  # seconds that each stage was trained
 
     def __call__(self, log: TrainLog, *, is_resumed: bool) -> WorldModel:
@@ -173,9 +185,11 @@ class _Run:
             torch.manual_seed(config.seed)
             world = self._new_world(captions)
         if self.saved is not None:
-            self.saved.restore(world)
+            self.saved.restore(world, self.maps)
         world.to(self.device)
-        if isinstance(world.codec, LatentCodec):
+        if config.codec_from is not None:
+            self._take_codec(world, config.codec_from)
+        elif isinstance(world.codec, LatentCodec):
             self._fit_codec(world, world.codec, log)
         world.codec.eval().requires_grad_(False)
         world.contexts = self._contexts(world.config.flow.window)
@@ -214,6 +228,15 @@ class _Run:
 
     # -- the codec --------------------------------------------------------------------------------------------------
 
+    def _take_codec(self, world: WorldModel, run: str) -> None:
+        """The codec of another run, which must have the same sizes."""
+        other = checkpoint.load(run, device=self.device)
+        if other.config.codec != world.config.codec:
+            raise ValueError(
+                f"the codec of {run} is {other.config.codec}, these options and data need {world.config.codec}"
+            )
+        world.codec.load_state_dict(other.codec.state_dict())
+
     def _fit_codec(self, world: WorldModel, codec: LatentCodec, log: TrainLog) -> None:
         if self.saved is not None and self.saved.stage == FLOW.name:
             return
@@ -222,7 +245,8 @@ class _Run:
         frames, clips = (torch.from_numpy(array) for array in sampled)
         batch = -(-config.codec_batch // clips.shape[1])
         if self.saved is None:
-            pixels = to_float(frames[torch.randperm(len(frames), generator=self.generator)[:4096]])
+            some = frames[torch.randperm(len(frames), generator=self.generator)[:4096]]
+            pixels = to_float(self._as_shown(some))
             mean = pixels.mean(0)
             codec.set_mean_frame(mean, float((pixels - mean).abs().mean()))
         codec.train()
@@ -230,7 +254,9 @@ class _Run:
         def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
             index = clips[torch.randint(len(clips), (batch,), generator=self.generator)]
             loss = codec.loss(
-                frames[index].to(self.device), smoothness=config.codec_smoothness, generator=self.generator
+                self._as_shown(frames[index]).to(self.device),
+                smoothness=config.codec_smoothness,
+                generator=self.generator,
             )
             return loss.total, {
                 "codec/loss": loss.total.detach(),
@@ -258,17 +284,29 @@ class _Run:
         with torch.no_grad():
             order = torch.randperm(len(frames), generator=self.generator)[:4096]
             for part in order.split(256):
-                codec.encode_pixels(codec._pad(to_float(frames[part].to(self.device))))
+                codec.encode_pixels(codec._pad(to_float(self._as_shown(frames[part]).to(self.device))))
         codec.eval()
+
+    def _as_shown(self, frames: Tensor) -> Tensor:
+        """Each row of frames as one of the symmetries shows it, chosen at random."""
+        if len(self.symmetries) == 1:
+            return frames
+        which = torch.randint(len(self.symmetries), (len(frames),), generator=self.generator)
+        shown = frames.clone()
+        for number, element in enumerate(self.symmetries):
+            shown[which == number] = transformed(frames[which == number], element)
+        return shown
 
     # -- the flow ---------------------------------------------------------------------------------------------------
 
     def _encode(self, world: WorldModel) -> LatentData:
-        total = int(np.sum(np.asarray(self.dataset.lengths) + 1))
+        total = len(self.symmetries) * int(np.sum(np.asarray(self.dataset.lengths) + 1))
         path = self.folder / "latents.npy"
         noise = torch.Generator().manual_seed(self.config.seed)  # its own, so that a resumed run encodes the same
         with tqdm(total=total, desc="encode", unit="frame", disable=not self.progress) as bar:
-            for done in encode_dataset(self.dataset, world.codec, path, device=self.device, generator=noise):
+            for done in encode_dataset(
+                self.dataset, world.codec, path, device=self.device, symmetries=self.symmetries, generator=noise
+            ):
                 if isinstance(done, LatentData):
                     return done
                 bar.update(done - bar.n)
@@ -284,7 +322,9 @@ class _Run:
 
         def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
             index = sample_index(lengths, length, config.batch, generator=self.generator, episodes=episodes)
-            loss = flow_loss(world, latents.gather(index, length), generator=self.generator, config=config)
+            which = torch.randint(len(self.symmetries), (len(index),), generator=self.generator)
+            clips = latents.gather(index, length, symmetry=which)
+            loss = flow_loss(world, clips, generator=self.generator, config=config, maps=self.maps)
             return loss.total, {
                 "flow/above_floor": loss.above_floor.detach(),
                 "flow/draft_error": loss.draft_error.detach(),
@@ -311,11 +351,12 @@ class _Run:
 
         world.train()
         world.codec.eval()
-        codec_share = config.codec_share if isinstance(world.codec, LatentCodec) else 0.0
+        trains_codec = isinstance(world.codec, LatentCodec) and config.codec_from is None
+        codec_share = config.codec_share if trains_codec else 0.0
         minutes = None if config.minutes is None else config.minutes * (1 - codec_share)
         self._fit(
             world,
-            world,
+            world if self.maps is None else nn.ModuleList((world, self.maps)),
             batch_loss,
             log,
             stage=FLOW,
@@ -371,6 +412,7 @@ class _Run:
             "optimizers": state.optimizers,
             "usual_norm": state.usual_norm,
             "world": world.state_dict(),
+            "maps": {} if self.maps is None else self.maps.state_dict(),
             "generator": self.generator.get_state(),
         }
         target = self.folder / "training.pt"
