@@ -13,6 +13,7 @@ from worldflow.codec import CodecConfig, PatchCodec
 from worldflow.data import Dataset, gather
 from worldflow.index import window_index
 from worldflow.latents import LatentData, encode_dataset, sample_frames
+from worldflow.symmetry import transformed
 
 LENGTHS = (7, 1, 12, 3, 5)
 
@@ -49,6 +50,27 @@ def test_gathers_what_reading_frames_gathers(dataset: Dataset, tmp_path: Path, l
         assert torch.equal(batch.rewards, clip.rewards)
         assert torch.equal(batch.terminated, clip.terminated)
     assert not latents.gather(every, 9).valid.all()  # there was padding to compare
+
+
+def test_symmetries_show_every_frame_once_more(dataset: Dataset, tmp_path: Path) -> None:
+    codec = PatchCodec(CodecConfig(kind="patch", frame_shape=dataset.spec.frame_shape, patch_size=4))
+    symmetries = (0, 4, 3)
+    *progress, latents = encode_dataset(
+        dataset, codec, tmp_path / "codes.npy", device=torch.device("cpu"), symmetries=symmetries, chunk=10
+    )
+    assert isinstance(latents, LatentData)
+    assert progress[-1] == len(latents.x) == 3 * (sum(LENGTHS) + len(LENGTHS))
+    assert latents.num_symmetries == 3
+    index = np.array([[e, s] for e, n in enumerate(LENGTHS) for s in range(n)])
+    clip = gather(dataset, index, 4)
+    for number, element in enumerate(symmetries):
+        batch = latents.gather(index, 4, symmetry=torch.full((len(index),), number))
+        assert torch.equal(codec.decode(batch.x), transformed(clip.frames, element))
+        assert torch.equal(batch.actions, clip.actions)
+        assert torch.equal(batch.rewards, clip.rewards)
+    mixed = latents.gather(index, 4, symmetry=torch.arange(len(index)) % 3)
+    for row in range(len(index)):
+        assert torch.equal(codec.decode(mixed.x[row]), transformed(clip.frames[row], symmetries[row % 3]))
 
 
 def test_codes_live_on_disk(dataset: Dataset, tmp_path: Path) -> None:

@@ -15,14 +15,16 @@ import torch
 from builders import random_actions, tiny_world, write_dataset
 
 from worldflow import checkpoint
+from worldflow.captions import Captions
 from worldflow.codec import LatentCodec
 from worldflow.data import Dataset
 from worldflow.fingerprint import episode_hashes
-from worldflow.latents import LatentBatch
+from worldflow.latents import LatentBatch, LatentData
 from worldflow.log import METRICS, read_log
 from worldflow.loss import FlowLoss, flow_loss
 from worldflow.recipes import TrainConfig
 from worldflow.train import train
+from worldflow.world import TextSpec
 
 OPTIONS: dict[str, Any] = {
     "preset": "tiny",
@@ -257,6 +259,103 @@ def test_resuming_goes_on_as_if_nothing_had_happened(
     assert all(torch.equal(t, resumed.state_dict()[n]) for n, t in straight.state_dict().items())
 
 
+@pytest.mark.parametrize("symmetry", ["mirror", "square"])
+def test_symmetries_are_trained_on_and_resumed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, symmetry: str
+) -> None:
+    options: dict[str, Any] = OPTIONS | {"save_every": 1e-9, "symmetry": symmetry}
+    module = import_module("worldflow.train")
+    original, seen, calls = module.flow_loss, set(), [0]
+
+    def watched(world: Any, batch: LatentBatch, **settings: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 40:
+            raise StoppedError
+        if settings.get("maps") is not None:
+            assert batch.symmetry is not None
+            seen.update(batch.symmetry.tolist())
+        return original(world, batch, **settings)
+
+    monkeypatch.setattr(module, "flow_loss", watched)
+    long = options | {"steps": 60}
+    with pytest.raises(StoppedError):
+        train(data, out=tmp_path / "run", **long)
+    assert seen == set(range(8 if symmetry == "square" else 2))
+    monkeypatch.undo()
+    straight = train(data, out=tmp_path / "straight", **long)
+    resumed = train(data, out=tmp_path / "run", resume=True, **long)
+    assert all(torch.equal(t, resumed.state_dict()[n]) for n, t in straight.state_dict().items())
+    maps = [torch.load(tmp_path / run / "training.pt", weights_only=True)["maps"] for run in ("run", "straight")]
+    assert maps[0]["change"].any() and torch.equal(maps[0]["change"], maps[1]["change"])
+    plain = train(data, out=tmp_path / "plain", **OPTIONS)  # a world is the same kind of thing with them or without
+    assert set(plain.state_dict()) == set(resumed.state_dict())
+
+
+def test_a_codec_is_taken_over_as_it_is(data: Path, tmp_path: Path) -> None:
+    first = train(data, out=tmp_path / "first", **OPTIONS)
+    codec = {name: value.clone() for name, value in first.codec.state_dict().items()}
+    second = train(data, out=tmp_path / "second", codec_from=str(tmp_path / "first"), **OPTIONS | {"seed": 3})
+    assert all(torch.equal(value, second.codec.state_dict()[name]) for name, value in codec.items())
+    assert not any("codec/loss" in record for record in read_log(tmp_path / "second"))
+    with pytest.raises(ValueError, match=r"the codec of .*first is CodecConfig.*, these options and data need"):
+        train(data, out=tmp_path / "third", codec_from=str(tmp_path / "first"), **OPTIONS | {"noise_std": 0.4})
+    with pytest.raises(FileNotFoundError, match="no world at"):
+        train(data, out=tmp_path / "fourth", codec_from=str(tmp_path / "nowhere"), **OPTIONS)
+
+
+def test_captions_are_read(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = import_module("worldflow.train")
+    spec = TextSpec(encoder="somewhere", identity="some", words=2, dim=3)
+    texts = torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(0))
+
+    def embed(captions: list[str | None], **options: Any) -> Captions:
+        assert options["encoder"] == "somewhere" and options["words"] == 2
+        place = np.array([int(caption or 0) for caption in captions])
+        return Captions(spec=spec, texts=texts, text_of=place, nothing=texts[0])
+
+    monkeypatch.setattr(module, "embed_captions", embed)
+    monkeypatch.setattr(Dataset, "caption", lambda self, i: str(1 + i % 2), raising=False)
+    world = train(data, out=tmp_path / "run", text="somewhere", text_words=2, text_dropout=0.5, **OPTIONS)
+    loaded = checkpoint.load(tmp_path / "run")
+    assert loaded.config.text == spec
+    assert loaded.nothing is not None and torch.equal(loaded.nothing, texts[0])
+    assert loaded.config.flow.shallow_layers and not loaded.config.flow.has_shown
+    latents = LatentData(
+        x=np.zeros((12, 4, 3), np.float32),
+        shown=np.zeros((12, 4, 3), np.float32),
+        first_frame=np.array([0, 6]),
+        lengths=np.array([5, 5]),
+        actions=np.zeros((10, 2), np.float32),
+        rewards=np.zeros(10, np.float32),
+        terminated=np.zeros(10, bool),
+        texts=texts,
+        text_of=np.array([2, 1]),
+    )
+    batch = latents.gather(np.array([[0, 1], [1, 0], [0, 0]]), 2)
+    assert batch.text is not None and torch.equal(batch.text, texts[[2, 1, 2]])
+    assert torch.equal(batch.to("cpu").text, batch.text)  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(Dataset, "caption", lambda self, i: None, raising=False)
+    with pytest.raises(ValueError, match="no episode of .* has a caption, but text is given"):
+        train(data, out=tmp_path / "other", text="somewhere", **OPTIONS)
+    assert world.training is False
+
+
+def test_dropped_texts_are_seen_in_training_only() -> None:
+    world = tiny_world(text_dim=5)
+    batch = clips(world, 4, 5)
+    one, other = (replace(batch, text=torch.full((4, 3, 5), value)) for value in (1.0, -1.0))
+    config = TrainConfig(text_dropout=0.999)
+
+    def above(clip: LatentBatch) -> float:
+        found = flow_loss(world, clip, generator=torch.Generator().manual_seed(0), config=config)
+        return float(found.above_floor.detach())
+
+    world.train()
+    assert above(one) == above(other)
+    world.eval()
+    assert above(one) != above(other)
+
+
 def test_says_what_is_wrong(data: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"device": "cpu", "progress": False}
     with pytest.raises(FileNotFoundError, match="there is no training"):
@@ -284,6 +383,8 @@ def test_says_what_is_wrong(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError, match="is a file; name a folder for the run"):
         train(data, out=tmp_path / "file", **options)
+    with pytest.raises(ValueError, match="symmetry must be one of none, mirror, square, got 'round'"):
+        train(data, out=tmp_path / "other", symmetry="round", **options)
     short = write_dataset(tmp_path / "short", lengths=[1, 1, 1], size=16)
     with pytest.raises(ValueError, match="no held-out episode is longer than 1 transition"):
         train(short, out=tmp_path / "other", **options)

@@ -188,7 +188,8 @@ class _Run:
             self.saved.restore(world, self.maps)
         world.to(self.device)
         if config.codec_from is not None:
-            self._take_codec(world, config.codec_from)
+            if self.saved is None:
+                self._take_codec(world, config.codec_from)
         elif isinstance(world.codec, LatentCodec):
             self._fit_codec(world, world.codec, log)
         world.codec.eval().requires_grad_(False)
