@@ -165,7 +165,8 @@ def test_the_model_needs_neither_simulator_nor_development_tools() -> None:
 import importlib, sys
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"gymnasium", "mujoco", "minari", "jaxtyping", "tensorboard"}:
+        if name.partition(".")[0] in {"gymnasium", "mujoco", "minari", "jaxtyping", "tensorboard",
+                                      "transformers", "tokenizers", "huggingface_hub"}:
             raise ModuleNotFoundError(f"{name} is not installed on a training node", name=name)
 sys.meta_path.insert(0, Missing())
 for name in sys.argv[1:]:

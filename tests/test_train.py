@@ -335,7 +335,7 @@ def test_captions_are_read(data: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert batch.text is not None and torch.equal(batch.text, texts[[2, 1, 2]])
     assert torch.equal(batch.to("cpu").text, batch.text)  # pyright: ignore[reportArgumentType]
     monkeypatch.setattr(Dataset, "caption", lambda self, i: None, raising=False)
-    with pytest.raises(ValueError, match="no episode of .* has a caption, but text is given"):
+    with pytest.raises(ValueError, match=r"no episode of .* has a caption, but text is given"):
         train(data, out=tmp_path / "other", text="somewhere", **OPTIONS)
     assert world.training is False
 

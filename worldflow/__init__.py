@@ -14,6 +14,7 @@ from worldflow.recipes import TrainConfig, world_config
 from worldflow.score import EpisodeScores, score
 from worldflow.shipped import worlds
 from worldflow.state import WorldState
+from worldflow.text import TextEmbedding, TextEncoder
 from worldflow.train import train
 from worldflow.types import ActionSpec, Clip, DataSpec, Dream, Episode, LogProb, Transition
 from worldflow.world import WorldConfig, WorldModel
@@ -33,6 +34,8 @@ __all__ = [
     "Fidelity",
     "LogProb",
     "SplitRule",
+    "TextEmbedding",
+    "TextEncoder",
     "TrainConfig",
     "Transition",
     "WorldConfig",
