@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from worldflow.codec import CodecConfig
+from worldflow.denoiser import DenoiserConfig
 from worldflow.envs.recorder import Recorder
 from worldflow.flow import FlowConfig, VideoFlow
 from worldflow.heads import RewardSupport
@@ -155,6 +156,7 @@ def tiny_world(
     atoms: tuple[float, ...] = (0.0, 1.0),
     contexts: int = 4,
     text_dim: int = 0,
+    denoiser_layers: int = 0,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     scale: float = 1.0,
@@ -172,6 +174,7 @@ def tiny_world(
         atoms: Rewards with a mass of their own.
         contexts: Pasts in the bank; 0 leaves it without.
         text_dim: Channels of the three words that it reads; 0 for a world without text.
+        denoiser_layers: Of its denoiser; 0 for none.
         dtype: Of its weights.
         seed, scale: Of its weights.
     """
@@ -202,8 +205,22 @@ def tiny_world(
         text_dim=text_dim,
     )
     text = TextSpec(encoder="nowhere", identity="none", words=3, dim=text_dim) if text_dim else None
+    denoiser = None
+    if denoiser_layers:
+        denoiser = DenoiserConfig(
+            latent_dim=flow.latent_dim,
+            grid=flow.grid,
+            width=32,
+            layers=denoiser_layers,
+            window=2,
+            head_dim=16,
+            text_dim=text_dim,
+            step=noise_std,
+        )
     reward = RewardSupport(low=-2.0, high=2.0, num_knots=16, atoms=atoms)
-    world = WorldModel(WorldConfig(data=data, codec=codec_config, flow=flow, reward=reward, text=text))
+    world = WorldModel(
+        WorldConfig(data=data, codec=codec_config, flow=flow, reward=reward, text=text, denoiser=denoiser)
+    )
     randomize(world, seed=seed, scale=scale)
     if world.nothing is not None:
         world.nothing.copy_(torch.randn(world.nothing.shape, generator=torch.Generator().manual_seed(seed)))

@@ -17,7 +17,7 @@ from torch import Tensor
 from worldflow import generate as module
 from worldflow.checkpoint import save
 from worldflow.cli import main
-from worldflow.generate import edit, generate, read_frames
+from worldflow.generate import denoised, edit, generate, read_frames
 from worldflow.video import read_video, write_video
 from worldflow.world import WorldModel
 
@@ -112,6 +112,34 @@ def test_guidance_goes_away_from_hidden_actions(shown: bool) -> None:
     options: dict[str, Any] = {"frames": 4, "given": given, "actions": actions}
     plain, guided = (generate(world, guidance=w, generator=seeded(), **options) for w in (0.0, 2.0))
     assert not torch.equal(plain, guided)
+
+
+@pytest.mark.parametrize("shown", [False, True])
+@pytest.mark.parametrize("how", ["tweedie", "denoiser"])
+def test_finished_videos_are_denoised(shown: bool, how: Any) -> None:
+    world = tiny_world(shown=shown, text_dim=5, denoiser_layers=1)
+    given = pictures(world, 2)
+    options: dict[str, Any] = {"frames": 5, "text": "a red circle", "given": given}
+    noisy, clean = (generate(world, denoise=d, generator=seeded(), **options) for d in ("none", how))
+    assert torch.equal(noisy[:, :2], clean[:, :2])  # what was given stays as it is
+    assert not torch.equal(noisy[:, 2:], clean[:, 2:])
+    if how == "tweedie":  # by its definition: a step up the log-likelihood raises it
+        x = world.encode(noisy[:, :4], generator=seeded())
+        codes = world.codes(noisy[:, :4]) if shown else None
+        features, text = torch.zeros(1, 4, 2), embed(["a red circle"])
+        better = denoised(world, x, features, how="tweedie", text=text, shown=codes)
+        small = x + 1e-3 * (better - x)
+        with torch.no_grad():
+            one, two = (world.flow(v, features, text=text, shown=codes).log_prob.sum() for v in (x, small))
+        assert two > one
+    else:
+        assert torch.equal(
+            denoised(world, torch.zeros(1, 2, 4, 3), torch.zeros(1, 2, 2), how="none"), torch.zeros(1, 2, 4, 3)
+        )
+        with pytest.raises(ValueError, match="has no denoiser; train it with denoiser_layers"):
+            generate(tiny_world(), frames=2, denoise="denoiser")
+        with pytest.raises(ValueError, match="denoise must be one of none, tweedie, denoiser, got 'much'"):
+            generate(tiny_world(), frames=2, denoise="much")  # pyright: ignore[reportArgumentType]
 
 
 def test_samples_of_one_prompt_differ_and_prompts_matter() -> None:

@@ -340,6 +340,56 @@ def test_captions_are_read(data: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert world.training is False
 
 
+def test_the_denoiser_learns_the_likelihoods_gradient() -> None:
+    world = tiny_world(shown=True, denoiser_layers=1).train()
+    world.codec.eval().requires_grad_(False)
+    batch = clips(world, 4, 5)
+    found = loss(world, batch)
+    plain = found.above_floor + found.draft_error + 0.1 * (found.reward_nll + found.termination_nll)
+    assert float(found.total.detach()) == pytest.approx(float((plain + found.denoiser_error).detach()), rel=1e-6)
+    # The target by finite differences of the clip's log-likelihood, in float64, for the same draws.
+    world = tiny_world(shown=True, denoiser_layers=1, dtype=torch.float64)
+    world.codec.eval()
+    x = (batch.x + 0.1).double().requires_grad_()
+    features = torch.cat((torch.zeros(4, 1, 2).double(), world.encode_actions(batch.actions).double()), dim=1)
+    total = -world.flow(x, features, shown=batch.shown.double()).log_prob.sum()
+    (gradient,) = torch.autograd.grad(total, x)
+    step = torch.zeros_like(x)
+    step[1, 2, 0, 1] = 1e-6
+    with torch.no_grad():
+        up, down = (
+            -world.flow(x + sign * step, features, shown=batch.shown.double()).log_prob.sum() for sign in (1, -1)
+        )
+    assert float(gradient[1, 2, 0, 1]) == pytest.approx(float((up - down) / 2e-6), rel=1e-5)
+
+
+def test_a_denoiser_is_trained_saved_and_leaves_the_flow_alone(data: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = OPTIONS | {"codec_steps": 30, "steps": 60}
+    world = train(data, out=tmp_path / "run", denoiser_layers=1, **options)
+    assert any("flow/denoiser_error" in record for record in read_log(tmp_path / "run"))
+    # It explains a part of the gradient that it has to: a score of zero is worse.
+    episode = Dataset(data).episode(1)
+    codes = world.codes(torch.from_numpy(episode.frames))[None]
+    batch = LatentBatch(
+        x=codes,
+        shown=codes,
+        actions=torch.from_numpy(episode.actions)[None],
+        rewards=torch.from_numpy(episode.rewards)[None],
+        terminated=torch.from_numpy(episode.terminated)[None],
+        valid=torch.ones(1, len(episode), dtype=torch.bool),
+    )
+    learned = float(loss(world, batch).denoiser_error.detach())
+    assert world.denoiser is not None
+    kept = {name: value.clone() for name, value in world.denoiser.state_dict().items()}
+    torch.nn.init.zeros_(world.denoiser.proj_out.weight)
+    torch.nn.init.zeros_(world.denoiser.proj_out.bias)
+    assert learned < 0.95 * float(loss(world, batch).denoiser_error.detach())
+    world.denoiser.load_state_dict(kept)
+    loaded = checkpoint.load(tmp_path / "run")
+    assert loaded.denoiser is not None and loaded.denoiser.proj_out.weight.any()
+    assert loaded.config.denoiser == world.config.denoiser
+
+
 def test_dropped_texts_are_seen_in_training_only() -> None:
     world = tiny_world(text_dim=5)
     batch = clips(world, 4, 5)

@@ -167,6 +167,8 @@ class Generate:
     """How far to go beyond the text."""
     temperature: float = 1.0
     """Scale of the noise; below 1 draws nearer to the mode."""
+    denoise: Literal["none", "tweedie", "denoiser"] = "none"
+    """Take the codes' noise off the finished video: by the flow's own gradient, or by a denoiser that learned it."""
     encoder: str | None = None
     """Where the text encoder is now, if not where it was in training."""
     seed: int = 0
@@ -206,6 +208,7 @@ class Generate:
                 given=given,
                 samples=self.samples,
                 temperature=self.temperature,
+                denoise=self.denoise,
                 progress=True,
                 **how,
             )

@@ -11,7 +11,7 @@ noise `z` that explains a video under its own text is kept, and another text is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from worldflow.captions import encoder_of
+from worldflow.denoiser import tweedie
 from worldflow.flow import Guidance
 from worldflow.randomness import normal
 from worldflow.state import WorldState
@@ -29,9 +30,12 @@ from worldflow.world import WorldModel
 if TYPE_CHECKING:
     import os
 
-    from jaxtyping import Shaped, UInt8
+    from jaxtyping import Bool, Float, Shaped, UInt8
 
-__all__ = ["edit", "generate", "read_frames"]
+__all__ = ["Denoise", "denoised", "edit", "generate", "read_frames"]
+
+Denoise = Literal["none", "tweedie", "denoiser"]
+"""How to take the codes' noise off."""
 
 
 @torch.no_grad()
@@ -45,6 +49,7 @@ def generate(
     samples: int = 1,
     guidance: float = 0.0,
     temperature: float = 1.0,
+    denoise: Denoise = "none",
     encoder: str | None = None,
     generator: torch.Generator | None = None,
     progress: bool = False,
@@ -62,6 +67,7 @@ def generate(
         samples: Videos, where there are not as many prompts.
         guidance: How far to go beyond the text, or, without a text, beyond the actions; 0 draws as the world is.
         temperature: Scale of the noise.
+        denoise: How to take the codes' noise off the finished video, beside what the codec's decoder does.
         encoder: Where the text encoder is now, if not where it was in training.
         generator: Draws everything.
         progress: Show a progress bar.
@@ -101,18 +107,69 @@ def generate(
         guide = Guidance(weight=guidance, state=without, hide_actions=prompts is None)
     shape = (B, world.config.flow.num_tokens, world.config.flow.latent_dim)
     has_shown = world.config.flow.has_shown
-    made = []
+    made, drawn_x, seen = [], [], []
     for t in tqdm(range(past, frames), desc="generate", unit="frame", disable=not progress):
         z = temperature * normal(shape, generator, device=world.device, dtype=world.dtype)
         drawn = world.flow.draw(state, features[:, t], z, hide_actions=is_hidden, guidance=guide)
         state, guide = drawn.state, drawn.guidance
-        made.append(world.codec.decode(world.flow.from_deep(drawn.u)))
+        drawn_x.append(world.flow.from_deep(drawn.u))
+        made.append(world.codec.decode(drawn_x[-1]))
         if has_shown:
             codes = world.codes(made[-1])
+            seen.append(codes)
             state = world.flow.show(state, codes)
             guide = None if guide is None else _shown(world, guide, codes)
+    if denoise != "none" and made:
+        x = torch.stack(drawn_x, dim=1)
+        shown = torch.stack(seen, dim=1) if has_shown else None
+        if read is not None:
+            x = torch.cat((read[0].expand(B, -1, -1, -1), x), dim=1)
+            shown = None if shown is None else torch.cat((read[1].expand(B, -1, -1, -1), shown), dim=1)
+        clean = denoised(world, x, features, how=denoise, text=words, shown=shown, hide_actions=is_hidden)
+        made = list(world.codec.decode(clean[:, past:]).unbind(1))
     first = [] if given is None else list(torch.as_tensor(given).to(world.device).expand(B, *given.shape).unbind(1))
     return torch.stack([*first, *made], dim=1).cpu()
+
+
+def denoised(
+    world: WorldModel,
+    x: Float[Tensor, "batch time token latent"],
+    features: Float[Tensor, "batch time action"],
+    *,
+    how: Denoise,
+    text: Float[Tensor, "batch word text"] | None = None,
+    shown: Float[Tensor, "batch time token latent"] | None = None,
+    hide_actions: Bool[Tensor, " batch"] | None = None,
+) -> Float[Tensor, "batch time token latent"]:
+    """Codes without the noise that the density needs.
+
+    Args:
+        world: The world.
+        x: Noisy codes, recorded or drawn.
+        features: Features of the action that led to each frame.
+        how: `tweedie`, by the gradient of the flow's own likelihood; `denoiser`, by the network that learned it;
+            `none` leaves them.
+        text: Embedded texts, for a world that reads some; None for the empty text.
+        shown: Codes of the frames as they are shown, for a flow that reads them.
+        hide_actions: Rows that do not see their actions.
+
+    Raises:
+        ValueError: If there is no such way, or the world has no denoiser.
+    """
+    if how not in get_args(Denoise):
+        raise ValueError(f"denoise must be one of {', '.join(get_args(Denoise))}, got {how!r}")
+    if how == "none":
+        return x
+    words = text if text is not None or world.nothing is None else world.nothing.expand(len(x), -1, -1)
+    if how == "denoiser":
+        if world.denoiser is None:
+            raise ValueError("this world has no denoiser; train it with denoiser_layers, or use 'tweedie'")
+        return world.denoiser.denoise(x, text=words)
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        out = world.flow(leaf, features, text=words, shown=shown, hide_actions=hide_actions)
+        (score,) = torch.autograd.grad(out.log_prob.sum(), leaf)
+    return tweedie(x, score, noise_std=world.config.codec.noise_std)
 
 
 @torch.no_grad()

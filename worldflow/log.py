@@ -20,6 +20,7 @@ METRICS = {
     "flow/draft_error": "mean squared error of the draft, in units of u",
     "flow/reward_nll": "NLL of the reward, nats",
     "flow/termination_nll": "NLL of the termination, nats",
+    "flow/denoiser_error": "mean squared error of the denoiser beside the scaled gradient of the NLL",
     "flow/gradient_norm": "norm of the gradient before clipping",
     "flow/transitions_per_second": "transitions trained on per second",
     "held_out/above_floor": "as flow/above_floor, on episodes that were never trained on",

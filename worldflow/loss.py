@@ -3,6 +3,7 @@
 Per dimension of a frame's latent, averaged over the valid frames of a clip:
 
     loss = -log p(x~_t | x~_<t, a) / dim + draft_weight |draft_t - u_t|^2 + head_weight (reward NLL + termination NLL)
+           + |s(x~) - noise_std * grad_x~ NLL(clip)|^2    where there is a denoiser s
 
 with `x~ = x + noise_std * eps` drawn anew for every clip. The first term is taken above the noise's own cost, so it can
 be compared between noise levels.
@@ -32,6 +33,7 @@ class FlowLoss:
     draft_error: Tensor
     reward_nll: Tensor
     termination_nll: Tensor
+    denoiser_error: Tensor
 
 
 def flow_loss(
@@ -57,6 +59,8 @@ def flow_loss(
     B = len(batch.valid)
     codes = batch.x.to(device)
     x = world.with_noise(codes, generator=generator)
+    if world.denoiser is not None and torch.is_grad_enabled():
+        x.requires_grad_()
     shown = _shown(batch, generator).to(device) if world.config.flow.has_shown else None
     hide = torch.rand(B, generator=generator).to(device) < config.action_dropout if world.training else None
     features = world.encode_actions(batch.actions)
@@ -89,7 +93,22 @@ def flow_loss(
     reward = mean(-world.reward.log_prob(hidden, batch.rewards.to(device)), valid)
     termination = mean(-world.termination.log_prob(hidden, batch.terminated.to(device)), valid)
     total = above + config.draft_weight * draft + config.head_weight * (reward + termination)
-    return FlowLoss(total=total, above_floor=above, draft_error=draft, reward_nll=reward, termination_nll=termination)
+    denoiser = out.log_prob.new_zeros(())
+    if world.denoiser is not None and x.requires_grad:
+        # The gradient of the likelihood alone: in that of the whole loss are the drafts' and the heads', too.
+        (gradient,) = torch.autograd.grad(-(out.log_prob * is_frame).sum(), x, retain_graph=True)
+        score = world.denoiser(x.detach(), text=text)
+        error = (score - world.config.codec.noise_std * gradient.detach()).square().mean((-2, -1))
+        denoiser = mean(error, is_frame)
+        total = total + denoiser
+    return FlowLoss(
+        total=total,
+        above_floor=above,
+        draft_error=draft,
+        reward_nll=reward,
+        termination_nll=termination,
+        denoiser_error=denoiser,
+    )
 
 
 def _shown(batch: LatentBatch, generator: torch.Generator | None) -> Tensor:

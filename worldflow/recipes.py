@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from worldflow.codec import CodecConfig
+from worldflow.denoiser import DenoiserConfig
 from worldflow.flow import FlowConfig
 from worldflow.heads import RewardSupport
 from worldflow.symmetry import Symmetry
@@ -66,6 +67,10 @@ class TrainConfig:
     """Share of clips that hide their actions, so that the model also knows `p(x | past)`."""
     text_dropout: float = 0.1
     """Share of clips that get the empty text in place of their own, for guidance."""
+    denoiser_layers: int = 0
+    """Transformer layers of a denoiser that learns the flow's score, for clean videos; 0 for none."""
+    denoiser_lookahead: int = 1
+    """Later frames that the denoiser sees in each layer; 0 for streaming."""
     draft_weight: float = 1.0
     """Weight of the drafter's squared error beside the likelihood."""
     head_weight: float = 0.1
@@ -104,6 +109,9 @@ class TrainConfig:
         for name in ("minutes", "noise_std"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("denoiser_layers", "denoiser_lookahead"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("action_dropout", "text_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
@@ -171,4 +179,17 @@ def world_config(
         text_dim=0 if text is None else text.dim,
         **size,
     )
-    return WorldConfig(data=data, codec=codec, flow=flow, reward=reward, text=text)
+    denoiser = None
+    if train.denoiser_layers:
+        denoiser = DenoiserConfig(
+            latent_dim=codec.token_dim,
+            grid=codec.grid,
+            width=flow.deep_width,
+            layers=train.denoiser_layers,
+            window=flow.window,
+            lookahead=train.denoiser_lookahead,
+            head_dim=flow.head_dim,
+            text_dim=flow.text_dim,
+            step=codec.noise_std,
+        )
+    return WorldConfig(data=data, codec=codec, flow=flow, reward=reward, text=text, denoiser=denoiser)

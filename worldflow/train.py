@@ -331,6 +331,7 @@ class _Run:
                 "flow/draft_error": loss.draft_error.detach(),
                 "flow/reward_nll": loss.reward_nll.detach(),
                 "flow/termination_nll": loss.termination_nll.detach(),
+                **({} if world.denoiser is None else {"flow/denoiser_error": loss.denoiser_error.detach()}),
             }
 
         def look_at_held_out() -> dict[str, float]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from worldflow.actions import ActionEncoder
 from worldflow.codec import CodecConfig, build_codec
+from worldflow.denoiser import Denoiser, DenoiserConfig
 from worldflow.flow import DrawnFrame, FlowConfig, VideoFlow
 from worldflow.heads import RewardHead, RewardSupport, TerminationHead
 from worldflow.jacobi import Method
@@ -60,6 +61,8 @@ class WorldConfig:
     """Where rewards may lie."""
     text: TextSpec | None = None
     """Texts that it reads, or None."""
+    denoiser: DenoiserConfig | None = None
+    """What takes the codes' noise off videos, or None."""
 
     def __post_init__(self) -> None:
         if self.codec.grid != self.flow.grid or self.codec.token_dim != self.flow.latent_dim:
@@ -100,6 +103,7 @@ class WorldModel(nn.Module):
         self.flow = VideoFlow(config.flow)
         self.reward = RewardHead(config.flow.deep_width, config.reward)
         self.termination = TerminationHead(config.flow.deep_width)
+        self.denoiser = None if config.denoiser is None else Denoiser(config.denoiser)
         self.contexts: Contexts | None = None
         nothing = None if config.text is None else torch.zeros(config.text.words, config.text.dim)
         self.register_buffer("nothing", nothing)  # the embedding of the empty text, once training has set it
