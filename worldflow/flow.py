@@ -10,6 +10,14 @@ Drafts (`worldflow.drafter`) may be made from other sights of the past than the 
 from the codes of the frames as they were shown (`has_shown`), and from their running mean (`memory`). Both are known
 before the frame is, so its conditional density is as exact as before, and a still thing no longer walks with the noise.
 
+What the numbers are. `log_prob` is exact: the density of each latent frame given the ones before, base density and
+log-determinants together, in nats. It is a density of *noisy* codes, so it has a ceiling that the noise alone sets
+(`WorldModel.noise_floor`; `above_floor` takes it off), and it is one of *codes*: another codec, or the same one scaled,
+has other numbers. About pixels only a bound follows (`worldflow.elbo`), unless the codes are the pixels and the noise is
+uniform within a gray level (`worldflow.bits`, Theis et al., 2016, arXiv 1511.01844). High likelihood is not normality:
+it favors simple frames (Nalisnick et al., 2019, arXiv 1810.09136) and depends on the coordinates (Le Lan and Dinh, 2021,
+arXiv 2012.03808), so alarms are calibrated on several statistics (`worldflow.calibrate`), not on this one alone.
+
 Reference: Gu et al., 2025, STARFlow-V, arXiv 2511.20462.
 """
 

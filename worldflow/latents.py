@@ -7,7 +7,7 @@ run's folder; actions, rewards and terminations, which are small, in memory.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,7 @@ class LatentBatch:
     def to(self, device: torch.device | str) -> LatentBatch:
         """The same batch on another device."""
         there = {f.name: getattr(self, f.name) for f in fields(self)}
-        return LatentBatch(**{name: None if value is None else value.to(device) for name, value in there.items()})
+        return replace(self, **{name: value.to(device) for name, value in there.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
