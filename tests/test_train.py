@@ -294,11 +294,13 @@ def test_symmetries_are_trained_on_and_resumed(
 def test_a_codec_is_taken_over_as_it_is(data: Path, tmp_path: Path) -> None:
     first = train(data, out=tmp_path / "first", **OPTIONS)
     codec = {name: value.clone() for name, value in first.codec.state_dict().items()}
-    second = train(data, out=tmp_path / "second", codec_from=str(tmp_path / "first"), **OPTIONS | {"seed": 3})
+    other_seed: dict[str, Any] = OPTIONS | {"seed": 3}
+    second = train(data, out=tmp_path / "second", codec_from=str(tmp_path / "first"), **other_seed)
     assert all(torch.equal(value, second.codec.state_dict()[name]) for name, value in codec.items())
     assert not any("codec/loss" in record for record in read_log(tmp_path / "second"))
     with pytest.raises(ValueError, match=r"the codec of .*first is CodecConfig.*, these options and data need"):
-        train(data, out=tmp_path / "third", codec_from=str(tmp_path / "first"), **OPTIONS | {"noise_std": 0.4})
+        other_noise: dict[str, Any] = OPTIONS | {"noise_std": 0.4}
+        train(data, out=tmp_path / "third", codec_from=str(tmp_path / "first"), **other_noise)
     with pytest.raises(FileNotFoundError, match="no world at"):
         train(data, out=tmp_path / "fourth", codec_from=str(tmp_path / "nowhere"), **OPTIONS)
 

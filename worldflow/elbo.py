@@ -119,7 +119,7 @@ def elbo(
         std = pixel_std(world, world.contexts.frames, generator=torch.Generator().manual_seed(0))
     if not std > 0:
         raise ValueError(f"std must be above 0 gray levels, got {std}")
-    frames = torch.as_tensor(frames)
+    frames, actions = torch.as_tensor(frames), torch.as_tensor(actions)
     codes, noise_std = world.codes(frames), world.config.codec.noise_std
     levels = _levels(world, frames[:, 1:].flatten(0, 1))
     pixels, latents = 0.0, 0.0

@@ -13,17 +13,17 @@ before the frame is, so its conditional density is as exact as before, and a sti
 What the numbers are. `log_prob` is exact: the density of each latent frame given the ones before, base density and
 log-determinants together, in nats. It is a density of *noisy* codes, so it has a ceiling that the noise alone sets
 (`WorldModel.noise_floor`; `above_floor` takes it off), and it is one of *codes*: another codec, or the same one scaled,
-has other numbers. About pixels only a bound follows (`worldflow.elbo`), unless the codes are the pixels and the noise is
-uniform within a gray level (`worldflow.bits`, Theis et al., 2016, arXiv 1511.01844). High likelihood is not normality:
-it favors simple frames (Nalisnick et al., 2019, arXiv 1810.09136) and depends on the coordinates (Le Lan and Dinh, 2021,
-arXiv 2012.03808), so alarms are calibrated on several statistics (`worldflow.calibrate`), not on this one alone.
+has other numbers. About pixels only a bound follows (`worldflow.elbo`), unless the codes are the pixels and the noise
+is uniform within a gray level (`worldflow.bits`; Theis et al., 2016, arXiv 1511.01844). High likelihood is not
+normality: it favors simple frames (Nalisnick et al., 2019, arXiv 1810.09136) and depends on the coordinates (Le Lan and
+Dinh, 2021, arXiv 2012.03808), so alarms are calibrated on normal episodes (`worldflow.calibrate`), not read off it.
 
 Reference: Gu et al., 2025, STARFlow-V, arXiv 2511.20462.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,6 +34,7 @@ from worldflow.autoregressive import AffineBlock, standard_normal_log_prob
 from worldflow.deep import DeepBlock, roll_in
 from worldflow.drafter import Drafter
 from worldflow.flow_config import FlowConfig
+from worldflow.flow_types import DrawnFrame, FlowOutput, Guidance
 from worldflow.guidance import guided, sharpen
 from worldflow.jacobi import Method, invert
 from worldflow.memory import exchange_last, running_means
@@ -44,49 +45,6 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
 __all__ = ["DrawnFrame", "FlowConfig", "FlowOutput", "Guidance", "VideoFlow"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlowOutput:
-    """A parallel pass over frames: the density of each given the past, and what the pass computed on the way."""
-
-    log_prob: Float[Tensor, "batch time"]
-    """`log p(x_t | x_<t, a)` in nats, base density and log-determinants together."""
-    z: Float[Tensor, "batch time token latent"]
-    log_det: Float[Tensor, "batch time token"]
-    """Log-determinant of every token, all blocks together."""
-    u: Float[Tensor, "batch time token latent"]
-    draft: Float[Tensor, "batch time token latent"] | None
-    hidden: Float[Tensor, "batch time width"]
-    """The deep block's state after each whole transition."""
-    state: WorldState | None
-    """What to go on from, where asked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Guidance:
-    """How far to go beyond the condition, and what the past is without it."""
-
-    weight: float
-    """`w` of `worldflow.guidance.sharpen`."""
-    state: WorldState
-    """The same past without the condition: begun with the text of no text, or read with hidden actions."""
-    hide_actions: bool = False
-    """Whether actions are hidden there."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DrawnFrame:
-    """One sampled frame in `u`, its exact deep log-likelihood in nats, and what comes after it."""
-
-    u: Float[Tensor, "batch token latent"]
-    log_prob: Float[Tensor, " batch"]
-    """Under the condition, without guidance."""
-    hidden: Float[Tensor, "batch width"]
-    state: WorldState
-    guidance: Guidance | None
-    """Where the frame was guided: what to guide the next one with."""
-    sweeps: int
 
 
 class VideoFlow(nn.Module):

@@ -24,32 +24,23 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
-from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, Literal, get_args
-from zipfile import BadZipFile
+from typing import Any, get_args
 
 import torch
-from einops import rearrange
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from worldflow.denoiser import Denoiser, DenoiserConfig
 from worldflow.flow import VideoFlow
 from worldflow.flow_config import FlowConfig
 from worldflow.hints import did_you_mean
-from worldflow.jacobi import Method
+from worldflow.released_layout import Kind, ReleasedDenoiser, ReleasedFlow
+from worldflow.state_dicts import count, opened, shape
 from worldflow.tarflow import TarFlow, TarFlowConfig
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int64
 
 __all__ = ["ReleasedConfig", "ReleasedDenoiser", "ReleasedFlow", "ReleasedModel", "read_released"]
 
-Kind = Literal["starflow-v", "starflow", "tarflow"]
 NOTICE = (
     "worldflow: released weights of TARFlow, STARFlow and STARFlow-V are licensed by Apple for non-commercial research "
     "only; see the license beside the file. This notice is printed once."
@@ -112,147 +103,6 @@ class ReleasedModel:
     config: ReleasedConfig
 
 
-class ReleasedFlow(nn.Module):
-    """A flow in the reference's layouts.
-
-    Args:
-        net: The flow of tokens.
-        kind: Which model it is.
-        patch_size: Cells on a side of a token.
-    """
-
-    def __init__(self, net: VideoFlow | TarFlow, *, kind: Kind, patch_size: int) -> None:
-        super().__init__()
-        self.net, self.kind, self.patch_size = net, kind, patch_size
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch ..."],
-        *,
-        text: Float[Tensor, "batch word text"] | None = None,
-        label: Int64[Tensor, " batch"] | None = None,
-    ) -> tuple[Float[Tensor, "batch ..."], Float[Tensor, "batch ..."]]:
-        """`z`, and `log p(x | text, label)` in nats: of every frame, `(batch, time)`, or of every image, `(batch,)`.
-
-        Args:
-            x: Frames or images. `z` has their layout; TARFlow's is a sequence of tokens, `(batch, token, channel)`.
-            text: Embedded text, for a model that reads one.
-            label: Classes, for a TARFlow that has some.
-
-        Raises:
-            ValueError: If shapes or conditions do not fit the model.
-        """
-        if isinstance(self.net, TarFlow):
-            if text is not None:
-                raise ValueError("TARFlow reads no text; give label")
-            out = self.net(self._patches(x), label=label)
-            return out.z, out.log_prob
-        self._no_label(label)
-        frames, grid = self._tokens(x)
-        out = self.net.on_grid(grid)(frames, text=text)
-        z = self._cells(out.z, grid)
-        return z, out.log_prob if self.kind == "starflow-v" else out.log_prob[:, 0]
-
-    def inverse(
-        self,
-        z: Float[Tensor, "batch ..."],
-        *,
-        text: Float[Tensor, "batch word text"] | None = None,
-        text_uncond: Float[Tensor, "batch word text"] | None = None,
-        label: Int64[Tensor, " batch"] | None = None,
-        guidance: float = 0.0,
-        context: Float[Tensor, "batch past channel row column"] | None = None,
-        method: Method = "sequential",
-        tolerance: float = 1e-5,
-    ) -> Float[Tensor, "batch ..."]:
-        """What `forward` maps to `z`; with guidance, what the condition makes more likely.
-
-        Args:
-            z: Noise, in the layout that `forward` returns.
-            text: As in `forward`.
-            text_uncond: Embedding of no text, needed for guidance by text.
-            label: As in `forward`.
-            guidance: Its weight; 0 samples as the flow is.
-            context: First frames, given: noise in their place is not read.
-            method: How to invert the blocks.
-            tolerance: How closely.
-
-        Raises:
-            ValueError: If shapes or conditions do not fit the model.
-        """
-        if isinstance(self.net, TarFlow):
-            if text is not None or context is not None:
-                raise ValueError("TARFlow reads neither text nor context; give label")
-            x = self.net.inverse(z, label=label, guidance=guidance, method=method, tolerance=tolerance)
-            p, rows = self.patch_size, self.net.config.grid[0]
-            return rearrange(x, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, p=p, q=p)
-        self._no_label(label)
-        noise, grid = self._tokens(z)
-        given = None if context is None else self._tokens(context)[0]
-        x = self.net.on_grid(grid).inverse(
-            noise,
-            text=text,
-            text_without=text_uncond,
-            guidance=guidance,
-            context=given,
-            method=method,
-            tolerance=tolerance,
-        )
-        return self._cells(x, grid)
-
-    def _no_label(self, label: Tensor | None) -> None:
-        if label is not None:
-            raise ValueError(f"{self.kind} has no classes; give text")
-
-    def _patches(self, x: Tensor) -> Tensor:
-        assert isinstance(self.net, TarFlow)
-        p, (rows, columns) = self.patch_size, self.net.config.grid
-        expected = (self.net.config.latent_dim // p**2, rows * p, columns * p)
-        if x.dim() != 4 or tuple(x.shape[1:]) != expected:
-            raise ValueError(f"images must have shape (batch, {', '.join(map(str, expected))}), got {tuple(x.shape)}")
-        return rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
-
-    def _tokens(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        assert isinstance(self.net, VideoFlow)
-        return _to_tokens(x, self.patch_size, self.net.config.latent_dim, is_video=self.kind == "starflow-v")
-
-    def _cells(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        cells = _to_cells(tokens, self.patch_size, grid)
-        return cells if self.kind == "starflow-v" else cells[:, 0]
-
-
-class ReleasedDenoiser(nn.Module):
-    """A denoiser in the reference's layout.
-
-    Args:
-        net: The denoiser of tokens.
-        patch_size: Cells on a side of a token.
-        is_video: Whether there is a time axis.
-    """
-
-    def __init__(self, net: Denoiser, *, patch_size: int, is_video: bool) -> None:
-        super().__init__()
-        self.net, self.patch_size, self.is_video = net, patch_size, is_video
-
-    def forward(
-        self, x: Float[Tensor, "batch ..."], *, text: Float[Tensor, "batch word text"] | None = None
-    ) -> Float[Tensor, "batch ..."]:
-        """The learned score `s(x~)`; `x - noise_std * s` is the sample without its noise, see `denoise`.
-
-        Raises:
-            ValueError: If shapes or conditions do not fit the model.
-        """
-        tokens, grid = _to_tokens(x, self.patch_size, self.net.config.latent_dim, is_video=self.is_video)
-        cells = _to_cells(self.net.on_grid(grid)(tokens, text=text), self.patch_size, grid)
-        return cells if self.is_video else cells[:, 0]
-
-    def denoise(
-        self, x: Float[Tensor, "batch ..."], *, text: Float[Tensor, "batch word text"] | None = None
-    ) -> Float[Tensor, "batch ..."]:
-        """Frames without their noise, in their own layout; as `forward`."""
-        return x - self.net.config.step * self(x, text=text)
-
-
 def read_released(
     source: Mapping[str, Tensor] | str | os.PathLike[str],
     *,
@@ -285,7 +135,7 @@ def read_released(
     for name in config:
         if name not in names:
             raise ValueError(f"unknown option {name!r}{did_you_mean(name, names)}")
-    with _opened(source) as tensors:
+    with opened(source) as tensors:
         model, wanted = _built(ReleasedConfig(**config), kind, tensors)
         modules: list[nn.Module] = [model.flow]
         if model.denoiser is not None:
@@ -305,90 +155,29 @@ def _notice() -> None:
         print(NOTICE, file=sys.stderr)
 
 
-class _Lazy(Mapping[str, Tensor]):
-    """The tensors of a safetensors file, each read when it is asked for."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._names = list(file.keys())
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._file.get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Its shape, from the header alone."""
-        return tuple(self._file.get_slice(name).get_shape())
-
-
-@contextmanager
-def _opened(source: Mapping[str, Tensor] | str | os.PathLike[str]) -> Iterator[Mapping[str, Tensor]]:
-    if isinstance(source, Mapping):
-        yield source
-        return
-    path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}; name the file that was downloaded")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                yield _Lazy(file)
-        except SafetensorError as error:
-            raise ValueError(f"cannot read {path}: {error}; it is damaged, fetch it again") from error
-        return
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, UnpicklingError, BadZipFile, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"cannot read {path} as tensors ({reason}); it must be a state dict as `torch.save` writes it, and whole"
-        ) from error
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"{path} must hold a plain state dict, names to tensors; take that part out and save it")
-    yield found
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    if name not in tensors:
-        raise ValueError(f"the checkpoint has no {name!r}, which every model of this kind has; check kind and file")
-    return tensors.shape(name) if isinstance(tensors, _Lazy) else tuple(tensors[name].shape)
-
-
-def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """How many numbers stand at the place of the group in `pattern`."""
-    return len({found[1] for name in tensors if (found := re.match(pattern, name))})
-
-
 def _built(
     config: ReleasedConfig, kind: Kind, tensors: Mapping[str, Tensor]
 ) -> tuple[ReleasedModel, dict[str, tuple[str, str]]]:
     """The empty model, and for each of its tensors the place: reference's name -> (module, our name)."""
-    blocks = _count(tensors, r"blocks\.(\d+)\.")
+    blocks = count(tensors, r"blocks\.(\d+)\.")
     if not blocks:
         raise ValueError(
             f"the checkpoint has no tensor blocks.0.*, so it is no {kind}; its first names are {sorted(tensors)[:3]}"
         )
-    layers = tuple(_count(tensors, rf"blocks\.{i}\.attn_blocks\.(\d+)\.") for i in range(blocks))
-    width, dim = _shape(tensors, "blocks.0.proj_in.weight")
+    layers = tuple(count(tensors, rf"blocks\.{i}\.attn_blocks\.(\d+)\.") for i in range(blocks))
+    width, dim = shape(tensors, "blocks.0.proj_in.weight")
     head = config.head_dim
     if kind == "tarflow":
         return _tarflow(config, tensors, layers)
 
     last = blocks - 1
-    side = config.pt_seq_len or _root(_shape(tensors, "var")[0], "var")
+    side = config.pt_seq_len or _root(shape(tensors, "var")[0], "var")
     words = 0
     reads_text = f"blocks.{last}.proj_txt.weight" in tensors
     if reads_text:
         words = config.txt_size
         if words is None:
-            words = _shape(tensors, f"blocks.{last}.attn_mask")[0] - side**2
+            words = shape(tensors, f"blocks.{last}.attn_mask")[0] - side**2
     config = ReleasedConfig(**{**vars(config), "pt_seq_len": side, "txt_size": words})
     flow_config = FlowConfig(
         latent_dim=dim,
@@ -396,12 +185,12 @@ def _built(
         shallow_layers=layers[:-1],
         shallow_width=width,
         deep_layers=layers[-1],
-        deep_width=_shape(tensors, f"blocks.{last}.proj_in.weight")[0],
+        deep_width=shape(tensors, f"blocks.{last}.proj_in.weight")[0],
         draft_layers=0,
         head_dim=head,
         window=config.window if kind == "starflow-v" else 1,
         soft_clip=config.soft_clip,
-        text_dim=_shape(tensors, f"blocks.{last}.proj_txt.weight")[1] if reads_text else 0,
+        text_dim=shape(tensors, f"blocks.{last}.proj_txt.weight")[1] if reads_text else 0,
         position_base=side,
         has_time_axis=kind == "starflow-v" or reads_text,
     )
@@ -423,18 +212,18 @@ def _built(
 
     denoiser = None
     name = "learnable_self_denoiser"
-    depth = _count(tensors, rf"{name}\.attn_blocks\.(\d+)\.")
+    depth = count(tensors, rf"{name}\.attn_blocks\.(\d+)\.")
     if depth:
         reads = f"{name}.proj_txt.weight" in tensors
         denoiser_config = DenoiserConfig(
             latent_dim=dim,
             grid=(side, side),
-            width=_shape(tensors, f"{name}.proj_in.weight")[0],
+            width=shape(tensors, f"{name}.proj_in.weight")[0],
             layers=depth,
             window=config.denoiser_window,
             lookahead=config.denoiser_lookahead,
             head_dim=head,
-            text_dim=_shape(tensors, f"{name}.proj_txt.weight")[1] if reads else 0,
+            text_dim=shape(tensors, f"{name}.proj_txt.weight")[1] if reads else 0,
             position_base=side,
             step=config.noise_std,
         )
@@ -453,10 +242,10 @@ def _built(
 def _tarflow(
     config: ReleasedConfig, tensors: Mapping[str, Tensor], layers: tuple[int, ...]
 ) -> tuple[ReleasedModel, dict[str, tuple[str, str]]]:
-    tokens, width = _shape(tensors, "blocks.0.pos_embed")
+    tokens, width = shape(tensors, "blocks.0.pos_embed")
     side = config.pt_seq_len or _root(tokens, "pos_embed")
-    classes = _shape(tensors, "blocks.0.class_embed")[0] if "blocks.0.class_embed" in tensors else 0
-    dim = _shape(tensors, "blocks.0.proj_in.weight")[1]
+    classes = shape(tensors, "blocks.0.class_embed")[0] if "blocks.0.class_embed" in tensors else 0
+    dim = shape(tensors, "blocks.0.proj_in.weight")[1]
     config = ReleasedConfig(**{**vars(config), "pt_seq_len": side, "txt_size": 0, "soft_clip": None})
     with torch.device("meta"):
         net = TarFlow(
@@ -534,24 +323,3 @@ def _fill(
             raise ValueError(f"{theirs} must have shape {tuple(empty.shape)}, got {tuple(tensor.shape)}")
         tensor = tensor.reshape(empty.shape).to(device=device, dtype=dtype)
         setattr(place, name, nn.Parameter(tensor, requires_grad=False))
-
-
-def _to_tokens(
-    x: Tensor, patch_size: int, latent_dim: int, *, is_video: bool
-) -> tuple[Float[Tensor, "batch time token latent"], tuple[int, int]]:
-    """Tokens of frames or images, and their grid; channels are ordered (row in patch, column in patch, channel)."""
-    axes = "(batch, time, channel, row, column)" if is_video else "(batch, channel, row, column)"
-    p, channels = patch_size, latent_dim // patch_size**2
-    video = x if is_video else x[:, None]
-    if video.dim() != 5 or video.shape[2] != channels or video.shape[3] % p or video.shape[4] % p:
-        raise ValueError(
-            f"x must have shape {axes} with {channels} channels and sides that are multiples of {p}, "
-            f"got {tuple(x.shape)}"
-        )
-    tokens = rearrange(video, "b t c (h p) (w q) -> b t (h w) (p q c)", p=p, q=p)
-    return tokens, (video.shape[3] // p, video.shape[4] // p)
-
-
-def _to_cells(tokens: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
-    p = patch_size
-    return rearrange(tokens, "b t (h w) (p q c) -> b t c (h p) (w q)", h=grid[0], p=p, q=p)

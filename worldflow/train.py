@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -31,6 +29,7 @@ from worldflow.latents import LatentData, encode_dataset, sample_frames
 from worldflow.log import TrainLog
 from worldflow.loss import flow_loss
 from worldflow.recipes import TrainConfig, world_config
+from worldflow.saved_training import SavedTraining
 from worldflow.symmetry import ActionMaps, elements, transformed
 from worldflow.world import Contexts, WorldModel
 
@@ -118,46 +117,6 @@ def chosen_device(name: str) -> torch.device:
     return device
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Saved:
-    """What an interrupted training left behind."""
-
-    path: Path
-    stage: str
-    fit: FitState
-    spent: dict[str, float]
-    world: dict[str, Tensor]
-    maps: dict[str, Tensor]
-    generator: Tensor
-
-    @staticmethod
-    def read(path: Path) -> _Saved:
-        try:
-            record = torch.load(path, weights_only=True)
-            state = FitState(**{name: record[name] for name in ("step", "seconds", "optimizers", "usual_norm")})
-            return _Saved(
-                path=path,
-                stage=record["stage"],
-                fit=state,
-                spent=record["spent"],
-                world=record["world"],
-                maps=record["maps"],
-                generator=record["generator"],
-            )
-        except (RuntimeError, KeyError, EOFError, TypeError, UnpicklingError, BadZipFile) as error:
-            raise ValueError(f"{path} is damaged or no state of a training; train anew in another folder") from error
-
-    def restore(self, world: WorldModel, maps: ActionMaps | None) -> None:
-        try:
-            world.load_state_dict(self.world)
-            if maps is not None:
-                maps.load_state_dict(self.maps)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{self.path} holds another world than these options and data make; resume with the same ones"
-            ) from error
-
-
 class _Run:
     """One training, from data to a saved world."""
 
@@ -166,7 +125,7 @@ class _Run:
     ) -> None:
         self.folder, self.dataset, self.config, self.device, self.progress = folder, dataset, config, device, progress
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.saved: _Saved | None = None
+        self.saved: SavedTraining | None = None
         self.symmetries = elements(config.symmetry)
         self.maps: ActionMaps | None = None
         if len(self.symmetries) > 1:
@@ -176,7 +135,7 @@ class _Run:
     def __call__(self, log: TrainLog, *, is_resumed: bool) -> WorldModel:
         config = self.config
         if is_resumed:
-            self.saved = _Saved.read(self.folder / "training.pt")
+            self.saved = SavedTraining.read(self.folder / "training.pt")
             self.spent = self.saved.spent
             self.generator.set_state(self.saved.generator)
         lengths = np.asarray(self.dataset.lengths, dtype=np.int64)

@@ -10,7 +10,6 @@ that of its reward and its termination.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,71 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from worldflow.actions import ActionEncoder
-from worldflow.codec import CodecConfig, build_codec
-from worldflow.denoiser import Denoiser, DenoiserConfig
-from worldflow.flow import DrawnFrame, FlowConfig, VideoFlow
-from worldflow.heads import RewardHead, RewardSupport, TerminationHead
+from worldflow.codec import build_codec
+from worldflow.denoiser import Denoiser
+from worldflow.flow import DrawnFrame, VideoFlow
+from worldflow.heads import RewardHead, TerminationHead
 from worldflow.jacobi import Method
 from worldflow.randomness import normal, uniform
 from worldflow.state import WorldState
-from worldflow.types import DataSpec, Dream, Generators, LogProb, Transition
+from worldflow.types import Dream, Generators, LogProb, Transition
+from worldflow.world_config import Contexts, TextSpec, WorldConfig
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Shaped, UInt8
 
 __all__ = ["Contexts", "TextSpec", "WorldConfig", "WorldModel"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextSpec:
-    """Which embedded texts a world reads."""
-
-    encoder: str
-    """Where the encoder was: a folder, or a name on the hub."""
-    identity: str
-    """Which encoder it is, as `TextEncoder.identity` says it: no other one will do."""
-    words: int
-    """Tokens of a text, padding included."""
-    dim: int
-    """Channels of a token."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorldConfig:
-    """Everything needed to build a `WorldModel` before its weights are read."""
-
-    data: DataSpec
-    """What it was trained on."""
-    codec: CodecConfig
-    """Frames to latents."""
-    flow: FlowConfig
-    """The density."""
-    reward: RewardSupport
-    """Where rewards may lie."""
-    text: TextSpec | None = None
-    """Texts that it reads, or None."""
-    denoiser: DenoiserConfig | None = None
-    """What takes the codes' noise off videos, or None."""
-
-    def __post_init__(self) -> None:
-        if self.codec.grid != self.flow.grid or self.codec.token_dim != self.flow.latent_dim:
-            raise ValueError(
-                f"the codec gives {self.codec.grid} tokens of {self.codec.token_dim} channels, "
-                f"the flow takes {self.flow.grid} of {self.flow.latent_dim}"
-            )
-        if self.flow.text_dim != (0 if self.text is None else self.text.dim):
-            raise ValueError(f"the flow reads text of {self.flow.text_dim} channels, the world's text is {self.text}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contexts:
-    """Short recorded pasts to start from: a bank that travels with the weights."""
-
-    frames: UInt8[Tensor, "clip past+1 row column channel"]
-    actions: Shaped[Tensor, "clip past *action"]
-
-    def __len__(self) -> int:
-        return len(self.frames)
 
 
 class WorldModel(nn.Module):
