@@ -17,7 +17,8 @@ SIZES: dict[str, Any] = {"latent_dim": 3, "grid": (1, 2), "width": 32, "head_dim
 
 
 def tiny(*, layers: int = 1, **options: Any) -> Denoiser:
-    made = Denoiser(DenoiserConfig(**SIZES | {"layers": layers} | options)).double()
+    sizes: dict[str, Any] = SIZES | {"layers": layers} | options
+    made = Denoiser(DenoiserConfig(**sizes)).double()
     randomize(made)
     return made.eval()
 
@@ -113,5 +114,6 @@ def test_flow_score_matching_finds_the_score() -> None:
 
 def test_says_what_is_wrong_with_sizes() -> None:
     for name, value in (("layers", 0), ("window", -1), ("step", 0.0)):
+        wrong: dict[str, Any] = SIZES | {name: value}
         with pytest.raises(ValueError, match=f"{name} must"):
-            DenoiserConfig(**SIZES | {name: value})
+            DenoiserConfig(**wrong)

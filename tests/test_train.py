@@ -277,7 +277,7 @@ def test_symmetries_are_trained_on_and_resumed(
         return original(world, batch, **settings)
 
     monkeypatch.setattr(module, "flow_loss", watched)
-    long = options | {"steps": 60}
+    long: dict[str, Any] = options | {"steps": 60}
     with pytest.raises(StoppedError):
         train(data, out=tmp_path / "run", **long)
     assert seen == set(range(8 if symmetry == "square" else 2))
