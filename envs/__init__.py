@@ -1,4 +1,4 @@
-"""Environments: pixel tasks over real physics, labelled anomalies, and learned worlds one can step.
+"""Environments: pixel tasks over real physics, captioned shapes, labelled anomalies, and learned worlds one can step.
 
 Importing registers the ids, with string entry points, so that nothing is loaded before it is made.
 """
@@ -39,6 +39,12 @@ for _name, _task in TASKS.items():
         max_episode_steps=_task.max_episode_steps,
         kwargs={"task": _name},
     )
+
+register(
+    id="worldflow/MovingShapes-v0",
+    entry_point="worldflow.envs.shapes:MovingShapesEnv",
+    max_episode_steps=16,
+)
 
 register(
     id="worldflow/Learned-v0",

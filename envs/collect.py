@@ -26,6 +26,7 @@ from worldflow import __version__
 from worldflow.envs.policies import Mixed, Policy, make_policy, start_episode, valid_action
 from worldflow.envs.recorder import OnExisting, Recorder
 from worldflow.envs.tasks import PixelObservation
+from worldflow.episodes import CAPTION, shared_caption
 from worldflow.hints import did_you_mean
 from worldflow.index import SplitRule
 from worldflow.spaces import action_spec, frame_shape
@@ -160,7 +161,8 @@ def record_episode(env: gym.Env[Any, Any], policy: Policy, *, seed: int, max_ste
     Returns:
         The episode. `infos` holds each entry of the environment's `info` that is a number, an array, a string or
         a dict of these at every step, in `time + 1` rows. Where the reset does not give it, the first row is
-        NaN, zero, False or empty.
+        NaN, zero, False or empty. If `info["caption"]` is one and the same text whenever it is there, it becomes the
+        episode's `caption` instead.
 
     Raises:
         ValueError: The environment returned something else than its space says, or a reward that is not finite.
@@ -183,13 +185,18 @@ def record_episode(env: gym.Env[Any, Any], policy: Policy, *, seed: int, max_ste
         truncated.append(bool(is_truncated) or (step == max_steps - 1 and not is_terminated))
         if terminated[-1] or truncated[-1]:
             break
+    columns = _columns(infos)
+    caption = shared_caption(info.get(CAPTION) for info in infos)
+    if caption is not None:
+        columns.pop(CAPTION, None)
     return Episode(
         frames=np.stack(frames),
         actions=np.stack(actions),
         rewards=np.array(rewards),
         terminated=np.array(terminated),
         truncated=np.array(truncated),
-        infos=_columns(infos),
+        infos=columns,
+        caption=caption,
     )
 
 

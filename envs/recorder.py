@@ -9,6 +9,8 @@ then the count in `metadata.json`. `finish` copies everything into one file, whi
     DIR/data/main_data.hdf5      the episodes, or links to them while recording
     DIR/data/episodes/           episodes recorded since the last `finish`
 
+Seed, policy and caption of an episode are attributes of its group, where Minari keeps an episode's metadata.
+
 `minari.load_dataset(NAME)` opens `$MINARI_DATASETS_PATH/NAME/data`, whatever NAME is, and
 `minari.MinariDataset(DIR / "data")` needs no variable. Only `minari.list_local_datasets` insists that folders be
 called `NAME-vN`; the recorded id always is.
@@ -22,14 +24,16 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import h5py
 import minari
 import numpy as np
 
+from worldflow.atomic import deferring
+from worldflow.episodes import CAPTION
 from worldflow.types import Episode
 
 __all__ = ["OnExisting", "Recorder"]
@@ -107,6 +111,8 @@ class Recorder:
         with h5py.File(image, "w") as file:
             group = file.create_group(name)
             group.attrs.update({"id": number, "seed": seed, "total_steps": len(episode), **(attributes or {})})
+            if episode.caption is not None:
+                group.attrs[CAPTION] = episode.caption
             _write_frames(group, episode.frames)
             group.create_dataset("actions", data=episode.actions)
             group.create_dataset("rewards", data=episode.rewards.astype(np.float64))
@@ -141,13 +147,15 @@ class Recorder:
             return
         whole = self._main.with_suffix(".tmp")
         try:
-            with whole.open("w+b", buffering=0) as stream, _Disk(stream) as disk:
-                with h5py.File(self._main, "r") as links, h5py.File(disk, "w") as file:
-                    for number in range(len(self)):
-                        if disk.error is None:
-                            links.copy(links[f"episode_{number}"], file, name=f"episode_{number}")
-                if disk.error is not None:
-                    raise disk.error
+            with (
+                whole.open("w+b", buffering=0) as stream,
+                deferring(stream) as disk,
+                h5py.File(self._main, "r") as links,
+                h5py.File(disk, "w") as file,
+            ):
+                for number in range(len(self)):
+                    if disk.error is None:
+                        links.copy(links[f"episode_{number}"], file, name=f"episode_{number}")
             whole.replace(self._main)
             self.metadata["dataset_size"] = round(self._main.stat().st_size / 1e6, 1)
             self._put_metadata()
@@ -230,58 +238,6 @@ class Recorder:
             f"cannot write {what} to {self.path} ({error.strerror or error}); {kept}. "
             "Free some space and continue with --append",
         )
-
-
-class _Disk(io.RawIOBase):
-    """A file that remembers a refused write instead of failing: HDF5 may end the process over a full disk."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        super().__init__()
-        self._stream = stream
-        self.error: OSError | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._stream.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._stream.tell()
-
-    def readinto(self, buffer: Any) -> int:
-        content = self._stream.read(len(buffer))
-        buffer[: len(content)] = content
-        return len(content)
-
-    def write(self, content: Any) -> int:
-        def write_all() -> None:
-            rest = memoryview(content)
-            while len(rest) > 0:  # a disk that is nearly full takes the first part
-                rest = rest[self._stream.write(rest) :]
-
-        self._try(write_all)
-        return len(content)
-
-    def truncate(self, size: int | None = None) -> int:
-        self._try(lambda: self._stream.truncate(size))
-        return self._stream.tell() if size is None else size
-
-    def flush(self) -> None:
-        self._try(self._stream.flush)
-
-    def _try(self, action: Callable[[], object]) -> None:
-        if self.error is None:
-            try:
-                action()
-            except OSError as error:
-                self.error = error
 
 
 def _write_frames(group: h5py.Group, frames: np.ndarray) -> None:

@@ -129,6 +129,16 @@ def test_collecting_sizes_repeats_and_disturbs_the_tasks(run: Run) -> None:
     assert noisy.episode(0).infos["anomaly"].tolist() == [False] + [True] * 50
 
 
+def test_shapes_are_collected_in_their_own_size_with_their_captions(run: Run) -> None:
+    words = ("collect", "worldflow/MovingShapes-v0", "--episodes", "1")
+    assert run(*words, "--out", "own")[0] == run(*words, "--out", "large", "--size", "64")[0] == 0
+    assert Dataset("own").spec.frame_shape == (32, 32, 3)
+    assert Dataset("large").spec.frame_shape == (64, 64, 3)
+    caption = Dataset("own").caption(0)
+    assert caption is not None and caption == Dataset("large").caption(0)
+    assert "action_repeat" in failure(run(*words, "--out", "none", "--action-repeat", "2"))
+
+
 def test_training_and_scoring(run: Run, made: Path) -> None:
     assert {"world.json", "world.safetensors", "contexts.npz"} <= {p.name for p in (made / "world").iterdir()}
     status, out, _ = run("score", str(made / "world"), str(made / "data"), "--out", "s.csv", "--json", "--draws", "2")

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -179,6 +179,65 @@ class TestAlignment:
         np.testing.assert_array_equal(episode.infos["where"]["twice"], np.stack([2.0 * steps] * 2, axis=1))
         assert np.isnan(episode.infos["only_steps"][0]) and (episode.infos["only_steps"][1:] == 0.5).all()
         assert episode.infos["kind"].tolist() == [""] + ["normal"] * len(episode)
+
+
+class TalkingEnv(CountingEnv):
+    """Says what `say(step)` says, where that is not None."""
+
+    say: Callable[[int], Any] = staticmethod(lambda _: "a counter counts")
+
+    def reset(self, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        frame, info = super().reset(**options)
+        return frame, self._with_caption(info)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        *rest, info = super().step(action)
+        return *rest, self._with_caption(info)  # pyright: ignore[reportReturnType]
+
+    def _with_caption(self, info: dict[str, Any]) -> dict[str, Any]:
+        said = self.say(self.step_count)
+        return info if said is None else {**info, "caption": said}
+
+
+class TestCaptions:
+    def test_captions_of_shapes_survive_recording(self, tmp_path: Path) -> None:
+        out = record(tmp_path / "shapes", env="worldflow/MovingShapes-v0", policy="random", episodes=8)
+        dataset = Dataset(out)
+        assert dataset.lengths.tolist() == [16] * 8 and dataset.spec.frame_shape == (32, 32, 3)
+        found = [dataset.caption(number) for number in range(8)]
+        env = gym.make("worldflow/MovingShapes-v0")
+        metadata = list(minari.MinariDataset(out / "data").storage.get_episode_metadata(range(8)))
+        for caption, episode, theirs in zip(found, dataset, metadata, strict=True):
+            frame, info = env.reset(seed=theirs["seed"])
+            assert caption == episode.caption == theirs["caption"] == info["caption"]
+            np.testing.assert_array_equal(frame, episode.frames[0])
+            np.testing.assert_array_equal(info["state"], episode.infos["state"][0])
+            assert set(episode.infos) == {"state"}
+        assert len(set(found)) > 4
+        record(tmp_path / "shapes", env="worldflow/MovingShapes-v0", policy="random", episodes=1, on_existing="append")
+        assert [Dataset(out).caption(number) for number in range(8)] == found
+        assert Dataset(out).caption(8) is not None
+
+    @pytest.mark.parametrize(
+        ("say", "caption", "infos"),
+        [
+            (lambda _: "a counter counts", "a counter counts", None),
+            (lambda step: "at the start" if step == 0 else None, "at the start", None),
+            (lambda step: "on the way" if step > 0 else None, "on the way", None),
+            (lambda step: f"step {step}", None, "step 2"),
+            (lambda _: "", None, ""),
+            (lambda step: step, None, 2),
+            (lambda _: None, None, None),
+        ],
+    )
+    def test_one_text_for_all_steps_is_the_caption(
+        self, tmp_path: Path, say: Callable[[int], Any], caption: str | None, infos: object
+    ) -> None:
+        env = TalkingEnv()
+        env.say = say
+        episode = Dataset(record(tmp_path / "some", env=env, episodes=1))[0]
+        assert episode.caption == caption
+        assert episode.infos.get("caption", [None] * 3)[2] == infos  # other things stay where they were
 
 
 class TestMinari:

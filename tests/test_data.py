@@ -498,6 +498,20 @@ class TestEpisodes:
         )
 
 
+def test_captions_travel_with_episodes(tmp_path: Path) -> None:
+    said = replace(make_episode(0, 4), caption="a counter counts to four")
+    path = write(tmp_path / "some", [said, make_episode(1, 3)])
+    dataset = Dataset(path)
+    assert [episode.caption for episode in dataset] == [said.caption, None]
+    assert [dataset.caption(number) for number in (0, 1, -2)] == [said.caption, None, said.caption]
+    assert [episode.caption for episode in read_episodes(path)] == [said.caption, None]
+    assert as_episode(said).caption == said.caption
+    assert dataset.clip(0, 0, 2).caption is None
+    for rows, caption in ((["a door"] * 6, "a door"), ([b"a door"] * 6, "a door"), (["a door", "a cup"] * 3, None)):
+        assert as_episode(Lookalike(make_episode(0, 5), infos={"caption": np.array(rows, object)})).caption == caption
+    assert as_episode(Lookalike(make_episode(0, 5), infos={"caption": np.full(6, 3.0)})).caption is None
+
+
 def test_outcomes_are_the_episodes_own(dataset: Dataset) -> None:
     for number in range(len(dataset)):
         actions, rewards = dataset.outcomes(number)

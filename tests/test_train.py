@@ -15,7 +15,6 @@ import torch
 from builders import random_actions, tiny_world, write_dataset
 
 from worldflow import checkpoint
-from worldflow.captions import Captions
 from worldflow.codec import LatentCodec
 from worldflow.data import Dataset
 from worldflow.fingerprint import episode_hashes
@@ -23,6 +22,7 @@ from worldflow.latents import LatentBatch, LatentData
 from worldflow.log import METRICS, read_log
 from worldflow.loss import FlowLoss, flow_loss
 from worldflow.recipes import TrainConfig
+from worldflow.text_condition import Captions
 from worldflow.train import train
 from worldflow.world import TextSpec
 

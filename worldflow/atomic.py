@@ -6,13 +6,15 @@ one step. A crash, a full disk or an interrupt leaves the old file, or none, nev
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
-__all__ = ["replacing", "write_bytes"]
+__all__ = ["deferring", "replacing", "write_bytes"]
 
 
 @contextmanager
@@ -64,3 +66,76 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
         file.flush()
         os.fsync(file.fileno())  # else a crash after the rename may leave an empty file under the final name
     return Path(path)
+
+
+@contextmanager
+def deferring(stream: BinaryIO) -> Iterator[_Deferring]:
+    """Give a file over `stream` that takes every write, and raise what was refused at the end of the block.
+
+    HDF5 may end the process over a full disk: with this file it goes on, and what it wrote is given up afterwards.
+
+    Args:
+        stream: The file, open for reading and writing without a buffer.
+
+    Yields:
+        The file to hand to `h5py.File`. Once its `error` is not None, there is no use in writing more.
+
+    Raises:
+        OSError: The first refusal.
+    """
+    file = _Deferring(stream)
+    yield file
+    if file.error is not None:
+        raise file.error
+
+
+class _Deferring(io.RawIOBase):
+    """A file that remembers the first refused write in `error` instead of failing."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self.error: OSError | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._stream.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def write(self, content: Any) -> int:
+        def write_all() -> None:
+            rest = memoryview(content)
+            while len(rest) > 0:  # a disk that is nearly full takes the first part
+                rest = rest[self._stream.write(rest) :]
+
+        self._try(write_all)
+        return len(content)
+
+    def truncate(self, size: int | None = None) -> int:
+        self._try(lambda: self._stream.truncate(size))
+        return self._stream.tell() if size is None else size
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        if self.error is None:
+            try:
+                action()
+            except OSError as error:
+                self.error = error

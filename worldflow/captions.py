@@ -1,108 +1,82 @@
-"""Captions as a world reads them: embedded once, before training."""
+"""What episodes show, in words: where captions are kept, and how to add them to a data set that is there.
+
+An episode's caption is the text under `"caption"` in the metadata that Minari keeps for each episode, an attribute of
+its group in `main_data.hdf5`. `worldflow collect` writes it where an environment gives `info["caption"]`;
+`Dataset.caption` and `Episode.caption` read it, and so does Minari:
+
+    [episode["caption"] for episode in minari.load_dataset(ID).storage.get_episode_metadata(range(10))]
+
+Anybody's data set gets captions by `add_captions`. Minari's own `storage.update_episode_metadata([{"caption": ...}])`
+does the same, in place, and what stops it half-way may take the data with it. A data set that Minari recorded from an
+environment with `info["caption"]` has them already, once for every step, and they are read from there.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from tqdm import tqdm
+import h5py
 
-from worldflow.world import TextSpec
+from worldflow.atomic import deferring, replacing
+from worldflow.data import Dataset
+from worldflow.episodes import CAPTION
 
-if TYPE_CHECKING:
-    from jaxtyping import Float32, Int64
-    from torch import Tensor
-
-    from worldflow.text import TextEncoder
-    from worldflow.world import WorldModel
-
-__all__ = ["Captions", "embed_captions", "encoder_of"]
-
-CHUNK = 64
-"""Captions that are embedded in one go."""
+__all__ = ["add_captions"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Captions:
-    """The captions of a data set.
+def add_captions(dataset: str | os.PathLike[str] | Dataset, captions: Sequence[str | None]) -> None:
+    """Write captions to a data set, all of them or none.
+
+    The file is copied, the copy gets the captions, and replaces it: there must be room for another one. Readers that
+    have it open go on reading the old one; a `Dataset` that is given here sees the new.
 
     Args:
-        spec: What embedded them.
-        texts: Each of them once.
-        text_of: Which of them goes with each episode; one without a caption has the empty text.
-        nothing: The empty text.
-    """
-
-    spec: TextSpec
-    texts: Float32[Tensor, "caption word text"]
-    text_of: Int64[np.ndarray, " episode"]
-    nothing: Float32[Tensor, "word text"]
-
-
-def embed_captions(
-    captions: Sequence[str | None],
-    *,
-    encoder: str,
-    words: int,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
-) -> Captions:
-    """Embed the caption of every episode.
-
-    Args:
-        captions: One an episode, None where there is none.
-        encoder: A folder or a name on the hub.
-        words: Tokens of an embedding.
-        device: Where to compute; embeddings are kept on the CPU.
-        progress: Show a progress bar.
+        dataset: The folder of a data set, or a `Dataset`.
+        captions: One for each episode, in their order; None leaves an episode as it is. One that an episode has already
+            is replaced.
 
     Raises:
-        FileNotFoundError: If no encoder is there.
-        ImportError: If transformers is needed and not installed.
-        ValueError: If it is no text encoder.
+        ValueError: Not one for each episode, an empty one, or a data set that is still being recorded.
+        TypeError: One is no text.
+        OSError: No room, or no permission.
+
+    Example:
+        >>> add_captions("data/kitchen", ["a hand opens a door", None, "a hand lifts a cup"])  # doctest: +SKIP
     """
-    from worldflow.text import TextEncoder  # a world without text needs nothing of it
+    found = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
+    given = _checked(captions, len(found))
+    with h5py.File(found.file, "r", locking="best-effort") as file:
+        if any(isinstance(file.get(name, getlink=True), h5py.ExternalLink) for name in file):
+            raise ValueError(
+                f"{found.path} is still being recorded, or its recording was stopped; "
+                "let it finish, or continue it with `worldflow collect --append`, and add captions then"
+            )
+    found.close()
+    with replacing(found.file) as copy:
+        shutil.copyfile(found.file, copy)
+        with (
+            copy.open("r+b", buffering=0) as stream,
+            deferring(stream) as disk,
+            h5py.File(disk, "r+") as file,
+        ):
+            for number, caption in enumerate(given):
+                if caption is not None:
+                    file[f"episode_{number}"].attrs[CAPTION] = caption
 
-    reader = TextEncoder(encoder, max_tokens=words, device=device)
-    distinct = sorted({"", *(caption or "" for caption in captions)})
-    parts = []
-    with tqdm(total=len(distinct), desc="captions", unit="text", disable=not progress) as bar:
-        for first in range(0, len(distinct), CHUNK):
-            parts.append(reader(distinct[first : first + CHUNK]).tokens.cpu())
-            bar.update(len(parts[-1]))
-    texts = torch.cat(parts)
-    place = {caption: number for number, caption in enumerate(distinct)}
-    return Captions(
-        spec=TextSpec(encoder=encoder, identity=reader.identity, words=words, dim=reader.feature_dim),
-        texts=texts,
-        text_of=np.array([place[caption or ""] for caption in captions], dtype=np.int64),
-        nothing=texts[place[""]],
-    )
 
-
-def encoder_of(world: WorldModel, encoder: str | None = None) -> TextEncoder:
-    """The text encoder that a world reads with.
-
-    Args:
-        world: The world.
-        encoder: Where it is now, if not where it was in training.
-
-    Raises:
-        FileNotFoundError: If it is not there.
-        ValueError: If the world reads no text, or it is another encoder.
-    """
-    from worldflow.text import TextEncoder
-
-    spec = world.config.text
-    if spec is None:
-        raise ValueError("this world reads no text; train one on captioned episodes, with a text encoder")
-    reader = TextEncoder(encoder or spec.encoder, max_tokens=spec.words, device=world.device)
-    if reader.identity != spec.identity:
+def _checked(captions: Sequence[str | None], num_episodes: int) -> list[str | None]:
+    if isinstance(captions, str):
+        raise TypeError(f"captions must be a sequence of texts, one for each episode, got the text {captions!r}")
+    if len(captions) != num_episodes:
         raise ValueError(
-            f"this world reads embeddings of {spec.encoder} ({spec.identity}), and {encoder or spec.encoder} is "
-            f"another encoder ({reader.identity}); name the folder that holds the one it was trained with"
+            f"expected one caption for each of {num_episodes} episodes, got {len(captions)}; "
+            "None leaves an episode as it is"
         )
-    return reader
+    for number, caption in enumerate(captions):
+        if caption is not None and not isinstance(caption, str):
+            raise TypeError(f"caption {number} must be text or None, got {type(caption).__name__}")
+        if caption is not None and not caption.strip():
+            raise ValueError(f"caption {number} is empty; None leaves an episode as it is")
+    return list(captions)

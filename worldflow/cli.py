@@ -39,6 +39,8 @@ from worldflow.video import film_strip, save_png, write_video
 __all__ = ["Collect", "Demo", "Evaluate", "Generate", "Score", "Ship", "Train", "main"]
 
 OWN_TASK = "worldflow/"
+DEFAULT_SIZE = 64
+"""Rows and columns of a recorded frame, unless the environment prefers another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +59,8 @@ class Collect:
     """Probability that a step takes a random action in place of the policy's."""
     seed: int = 0
     """Decides everything random: the same call records the same data."""
-    size: int = 64
-    """Rows and columns of a frame, where the environment can choose."""
+    size: int | None = None
+    """Rows and columns of a frame, where the environment can choose; by default 64, or what the environment prefers."""
     action_repeat: int = 1
     """Simulator steps for each action, in worldflow's own tasks."""
     max_steps: int | None = None
@@ -82,18 +84,24 @@ class Collect:
 
         from worldflow.envs.collect import collect, make_pixel_env
         from worldflow.envs.perturb import Perturb
+        from worldflow.envs.tasks import TASKS
 
         if self.append and self.overwrite:
             raise ValueError("give --append or --overwrite, not both")
         if self.strength is not None and self.anomaly is None:
             raise ValueError("--strength needs --anomaly: it says how strong which one is")
         arguments = _json_object(self.env_args, "--env-args")
-        if self.env_id.rpartition(":")[2].startswith(OWN_TASK):
-            arguments = {"size": self.size, "action_repeat": self.action_repeat, **arguments}
+        size = DEFAULT_SIZE if self.size is None else self.size
+        name = self.env_id.rpartition(":")[2]
+        if name in {f"{OWN_TASK}{task}-v0" for task in TASKS}:
+            arguments = {"size": size, "action_repeat": self.action_repeat, **arguments}
+        elif name.startswith(OWN_TASK):
+            asked = {"size": self.size, "action_repeat": self.action_repeat if self.action_repeat != 1 else None}
+            arguments = {**{key: value for key, value in asked.items() if value is not None}, **arguments}
         elif self.action_repeat != 1:
             raise ValueError(f"--action-repeat is for {OWN_TASK}... tasks only, {self.env_id!r} is none")
         try:
-            with contextlib.closing(make_pixel_env(self.env_id, size=self.size, env_kwargs=arguments)) as env:
+            with contextlib.closing(make_pixel_env(self.env_id, size=size, env_kwargs=arguments)) as env:
                 folder = collect(
                     env if self.anomaly is None else Perturb(env, self.anomaly, strength=self.strength),
                     out=self.out,

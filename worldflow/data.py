@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 import torch
 
-from worldflow.episodes import as_episode, checked_episode
+from worldflow.episodes import CAPTION, as_episode, checked_episode, shared_caption
 from worldflow.index import SplitRule, sample_index, window_index
 from worldflow.spaces import action_spec, check_compatible, frame_shape
 from worldflow.types import Clip, DataSpec, Episode
@@ -80,6 +80,11 @@ class Dataset:
             [self._checked_length(number) for number in range(num_episodes)], dtype=np.int64
         )
 
+    @property
+    def file(self) -> Path:
+        """The HDF5 file of the episodes."""
+        return self._folder / "main_data.hdf5"
+
     def __len__(self) -> int:
         return len(self.lengths)
 
@@ -120,9 +125,7 @@ class Dataset:
         Args:
             number: Its number; negative ones count from the end.
         """
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"episode must be a number below {len(self)}, got {number}")
-        number = int(number) % len(self)
+        number = self._number(number)
         with self._reading(number) as group:
             return checked_episode(
                 self.spec.action,
@@ -133,7 +136,21 @@ class Dataset:
                 truncated=group["truncations"][()],
                 infos=_tree(group["infos"]) if "infos" in group else {},
                 where=f"episode {number} of {self.path}",
+                caption=_caption(group),
             )
+
+    def caption(self, number: int) -> str | None:
+        """Read what an episode shows, in words, and leave everything else of it on disk.
+
+        Args:
+            number: The episode's number; negative ones count from the end.
+
+        Returns:
+            Its caption, from its metadata, or from its infos where all steps say the same; None if it has none. See
+            `worldflow.captions` for how to give captions to a data set.
+        """
+        with self._reading(self._number(number)) as group:
+            return _caption(group)
 
     def outcomes(self, number: int) -> tuple[Shaped[np.ndarray, "time *action"], Float32[np.ndarray, " time"]]:
         """Read an episode's actions and rewards, checked, and leave its frames on disk."""
@@ -161,7 +178,7 @@ class Dataset:
             return self._pixels(group["observations"], start, stop)
 
     def clip(self, number: int, start: int, stop: int) -> Episode:
-        """Read transitions `start .. stop - 1` of an episode and the frames around them, without infos."""
+        """Read transitions `start .. stop - 1` of an episode and the frames around them, without infos or caption."""
         if not 0 <= start < stop <= self.lengths[number]:
             raise ValueError(
                 f"episode {number} has {self.lengths[number]} transitions, got start {start} and stop {stop}"
@@ -178,6 +195,11 @@ class Dataset:
                 where=f"episode {number} of {self.path}",
             )
 
+    def _number(self, number: int) -> int:
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"episode must be a number below {len(self)}, got {number}")
+        return int(number) % len(self)
+
     def _pixels(self, stored: h5py.Dataset, start: int, stop: int) -> np.ndarray:
         raw = stored[start:stop]
         if not _is_raw(stored):
@@ -186,14 +208,13 @@ class Dataset:
 
     def _handle(self) -> h5py.File:
         if self._file is None or self._file[0] != os.getpid():
-            path = self._folder / "main_data.hdf5"
             try:
                 # A lock some network disks refuse is not needed: recording replaces files, never edits them.
-                self._file = os.getpid(), h5py.File(path, "r", locking="best-effort")
+                self._file = os.getpid(), h5py.File(self.file, "r", locking="best-effort")
             except FileNotFoundError:
                 raise
             except OSError as error:
-                raise ValueError(f"{path} cannot be read ({error}); {_DAMAGED}") from error
+                raise ValueError(f"{self.file} cannot be read ({error}); {_DAMAGED}") from error
         return self._file[1]
 
     def _reading(self, number: int) -> _Reading:
@@ -401,3 +422,10 @@ def _tree(stored: Any) -> Any:
     if isinstance(stored, h5py.Group):
         return {name: _tree(value) for name, value in stored.items()}
     return stored.asstr()[()] if h5py.check_string_dtype(stored.dtype) else stored[()]
+
+
+def _caption(group: Any) -> str | None:
+    said = group.attrs.get(CAPTION)
+    if isinstance(said, (str, bytes)):
+        return shared_caption([said])
+    return shared_caption(group[f"infos/{CAPTION}"][()]) if f"infos/{CAPTION}" in group else None

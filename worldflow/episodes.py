@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +12,17 @@ from worldflow.types import ActionSpec, Episode
 if TYPE_CHECKING:
     from jaxtyping import Float64
 
-__all__ = ["as_episode", "checked_episode", "recorded_state"]
+__all__ = ["CAPTION", "as_episode", "checked_episode", "recorded_state", "shared_caption"]
+
+CAPTION = "caption"
+"""Key of an episode's caption, in the metadata that Minari keeps for each episode and in `infos`."""
 
 
 def as_episode(episode: object) -> Episode:
     """Take an episode of ours or any Minari-like one.
+
+    Minari keeps an episode's metadata apart from it: of its episodes only a caption in `infos` is seen. `Dataset` sees
+    both.
 
     Args:
         episode: An `Episode`, or an object with `observations`, `actions`, `rewards`, `terminations`,
@@ -44,6 +50,7 @@ def as_episode(episode: object) -> Episode:
             )
         parts = {ours: getattr(episode, theirs) for ours, theirs in names.items()}
         parts["infos"] = getattr(episode, "infos", None) or {}
+        parts["caption"] = shared_caption(parts["infos"].get(CAPTION, ()))
     frames = np.asarray(parts["frames"])
     if frames.ndim == 3:
         frames = frames[..., None]
@@ -65,6 +72,7 @@ def checked_episode(
     truncated: np.ndarray,
     infos: Mapping[str, Any],
     where: str,
+    caption: str | None = None,
 ) -> Episode:
     """Make an episode of arrays, or say what is wrong with them.
 
@@ -77,6 +85,7 @@ def checked_episode(
         truncated: `(time,)`.
         infos: Further arrays, taken as they are.
         where: What to call the episode in an error.
+        caption: What it shows, in words.
 
     Raises:
         ValueError: Counts do not match, or a number is of another kind or not finite.
@@ -109,7 +118,29 @@ def checked_episode(
         terminated=terminated.astype(bool),
         truncated=truncated.astype(bool),
         infos=infos,
+        caption=caption,
     )
+
+
+def shared_caption(said: Iterable[Any]) -> str | None:
+    """The one caption that all steps of an episode agree on, or None where there is none or more than one.
+
+    Args:
+        said: What each step said: text, perhaps as the bytes of its UTF-8. None and empty text agree with all; anything
+            else is no caption.
+
+    Example:
+        >>> shared_caption([None, "a red circle", "a red circle"])
+        'a red circle'
+        >>> shared_caption(["a red circle", "a blue one"])
+    """
+    texts: set[str] = set()
+    for text in said:
+        if text is not None and not isinstance(text, (str, bytes)):
+            return None
+        if text:
+            texts.add(text.decode() if isinstance(text, bytes) else str(text))
+    return texts.pop() if len(texts) == 1 else None
 
 
 def recorded_state(episode: Episode, *, where: str = "the episode") -> Float64[np.ndarray, "time+1 state"]:

@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from worldflow.captions import encoder_of
 from worldflow.denoiser import tweedie
 from worldflow.flow import Guidance
 from worldflow.randomness import normal
 from worldflow.state import WorldState
+from worldflow.text_condition import encoder_of
 from worldflow.video import read_video
 from worldflow.world import WorldModel
 

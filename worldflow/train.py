@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from worldflow import checkpoint
 from worldflow.atomic import replacing
-from worldflow.captions import Captions, embed_captions
 from worldflow.codec import LatentCodec, to_float
 from worldflow.data import Dataset, gather
 from worldflow.evaluate import held_out_clips, imagine_clips
@@ -31,6 +30,7 @@ from worldflow.loss import flow_loss
 from worldflow.recipes import TrainConfig, world_config
 from worldflow.saved_training import SavedTraining
 from worldflow.symmetry import ActionMaps, elements, transformed
+from worldflow.text_condition import Captions, embed_captions
 from worldflow.world import Contexts, WorldModel
 
 __all__ = ["chosen_device", "train"]

@@ -103,7 +103,7 @@ class DataSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """One recorded episode of `time` transitions, whole."""
+    """One recorded episode of `time` transitions, whole; `caption` says what it shows, where somebody said it."""
 
     frames: UInt8[np.ndarray, "time+1 row column channel"]
     actions: Shaped[np.ndarray, "time *action"]
@@ -111,6 +111,7 @@ class Episode:
     terminated: Bool[np.ndarray, " time"]
     truncated: Bool[np.ndarray, " time"]
     infos: Mapping[str, Any] = field(default_factory=dict)
+    caption: str | None = None
 
     def __len__(self) -> int:
         return len(self.rewards)
