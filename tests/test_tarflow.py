@@ -146,7 +146,7 @@ def test_guidance_token_by_token(weight: float, method: Method) -> None:
         noise = x.flip(1) if block.is_reversed else x
         solved = torch.zeros_like(noise)
         for j in range(noise.shape[1]):
-            # Mean and log-scale of token j, read off the block's own forward map at x_j = 0 and 1: z = (x - mu) / sigma.
+            # Mean and log-scale of token j, read off the forward map at x_j = 0 and 1: z = (x - mu) / sigma.
             pair = []
             for chosen in (label, torch.full_like(label, -1)):
                 ends = []
@@ -213,7 +213,7 @@ def test_inputs_are_checked() -> None:
     x = tokens(flow, 2)
     with pytest.raises(ValueError, match=r"images must have shape \(batch, 6, 2\), got \(2, 5, 2\)"):
         flow(x[:, :5])
-    with pytest.raises(ValueError, match="label must be 2 integers, got torch.float32"):
+    with pytest.raises(ValueError, match=r"label must be 2 integers, got torch\.float32"):
         flow(x, label=torch.zeros(2))
     with pytest.raises(ValueError, match=r"label must be 2 integers, got torch.int64 of shape \(3,\)"):
         flow(x, label=torch.zeros(3, dtype=torch.int64))
