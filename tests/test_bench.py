@@ -12,6 +12,7 @@ import torch
 
 from worldflow import bench, cli
 from worldflow.bench import RECIPES, DensityBench, Recipe, digits
+from worldflow.images import load_images
 
 
 def test_splits_are_apart_and_follow_from_the_seed() -> None:
@@ -50,13 +51,14 @@ def test_the_command_does_it_all(
     monkeypatch.setattr(bench, "RECIPES", few)
     out = tmp_path / "density.json"
     words = "bench density --minutes 0.02 --search-minutes 0.01 --draws 2 --flows TarFlow MAF NICE --out"
-    assert cli.main([*words.split(), str(out)]) == 0
+    weights = tmp_path / "ours.safetensors"
+    assert cli.main([*words.split(), str(out), "--weights", str(weights)]) == 0
     printed = capsys.readouterr()
     assert "search" in printed.err
     assert "density" in printed.err
     told = json.loads(out.read_text())
     assert {row["recipe"]["flow"] for row in told["table"]} == set(few)
-    assert len(told["search"]) == 2
+    assert len(told["search"]) == 4
     assert all(row["bits"] is None for row in told["search"])  # which never sees the test
     means = [row["bits"]["mean"] for row in told["table"]]
     assert means == sorted(means)
@@ -67,6 +69,9 @@ def test_the_command_does_it_all(
         assert f"{row['bits']['mean']:.4f} +- {row['bits']['standard_error']:.4f}" in printed.out
         assert 0 < row["best_seconds"] <= row["seconds"]
     assert torch.__version__ in printed.out
+    ours = next(row for row in told["table"] if row["recipe"]["flow"] == "TarFlow")
+    again = load_images(weights).bits(digits().test.images, generator=torch.Generator().manual_seed(2), draws=2)
+    assert again.mean == pytest.approx(ours["bits"]["mean"], rel=1e-6)
 
 
 def test_the_group_helps(capsys: pytest.CaptureFixture[str]) -> None:

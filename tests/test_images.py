@@ -140,7 +140,7 @@ def test_the_best_weights_are_kept_and_patience_ends() -> None:
     module = torch.nn.Linear(1, 1)
 
     def look(mean: torch.nn.Module) -> float:
-        seen.append(mean.weight.detach().clone())
+        seen.append(mean.get_parameter("weight").detach().clone())
         return next(bits)
 
     config = replace(FIT, minutes=1.0, look_seconds=1.0, patience=3 / 60)

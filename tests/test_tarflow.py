@@ -192,6 +192,18 @@ def test_starts_as_the_identity() -> None:
     torch.testing.assert_close(out.log_prob, normal, rtol=1e-14, atol=1e-14)
 
 
+@torch.no_grad()
+def test_dropout_is_of_training_only() -> None:
+    flow, x = tiny(dropout=0.5), tokens(tiny(), 2)
+    torch.testing.assert_close(flow(x).log_prob, tiny()(x).log_prob, rtol=0, atol=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        dropped = [flow.train()(x).log_prob for _ in range(2)]
+    assert not torch.equal(dropped[0], dropped[1])
+    kept = tiny().train()
+    assert torch.equal(kept(x).log_prob, kept(x).log_prob)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -201,6 +213,7 @@ def test_starts_as_the_identity() -> None:
         ({"layers": ()}, "layers must name at least one layer for each block"),
         ({"layers": (1, 0)}, "layers must name at least one layer for each block"),
         ({"num_classes": -1}, "num_classes must not be negative"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
     ],
 )
 def test_sizes_are_checked(options: dict[str, Any], message: str) -> None:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +26,7 @@ from worldflow.atomic import write_bytes
 from worldflow.bits import Bits, bits_per_dim, dequantized, dequantized_log_prob
 from worldflow.density import DensityFit, DensityLoss, FitConfig, LabelledImages, fit_density
 from worldflow.hints import did_you_mean
-from worldflow.images import ImageConfig, train_images
+from worldflow.images import ImageConfig, ImageFlow, save_images, train_images
 from worldflow.marginals import Marginals
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class Recipe:
     """Where it models images."""
     is_marginal: bool = False
     """Learn `p(x | class)` and report `log mean_c p(x | c)`."""
+    hidden_labels: float = 0.0
+    """Share of images whose label is hidden in a step, where classes are learned at all."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     weight_decay: float = 1e-4
@@ -63,37 +65,46 @@ class Recipe:
     """Images of a step."""
     average: float = 0.99
     """Of the running mean of weights."""
+    minutes: float | None = None
+    """Most CPU minutes over which the learning rate falls: what learns few images by heart is better off with fewer."""
+
+    def capped(self, minutes: float) -> float:
+        """Of so many minutes, those it takes."""
+        return minutes if self.minutes is None else min(minutes, self.minutes)
 
     def __str__(self) -> str:
         """All that is told in a table of the search."""
         options = ", ".join(f"{name}={value}" for name, value in self.options.items())
         classes = ", classes summed over" if self.is_marginal else ""
-        return f"{self.flow}({options}) on {self.space}{classes}, rate {self.learning_rate:g}"
+        limit = "" if self.minutes is None else f" for at most {self.minutes:g} minutes"
+        return f"{self.flow}({options}) on {self.space}{classes}, rate {self.learning_rate:g}{limit}"
 
 
-def _zuko(flow: str, *options: Mapping[str, Any], rates: Sequence[float] = (1e-3,)) -> list[Recipe]:
-    """Every space that is worth a try, and the class-conditional density in the best of them."""
-    made = []
-    for chosen in options:
-        for rate in rates:
-            made += [Recipe(flow=flow, options=chosen, space=s, learning_rate=rate) for s in ("marginals", "plain")]
-            made += [Recipe(flow=flow, options=chosen, is_marginal=True, learning_rate=rate)]
-    return made
+def _theirs(flow: str, options: Mapping[str, Any], *, minutes: float) -> list[Recipe]:
+    """What a family is offered: three spaces, and in ours the classes, too; the rate falls over `minutes` or more."""
+    spaces: tuple[Space, ...] = ("marginals", "plain", "logit")
+    made = [Recipe(flow=flow, options=options, space=space, minutes=minutes) for space in spaces]
+    return [*made, Recipe(flow=flow, options=options, is_marginal=True, minutes=minutes)]
 
 
-SMALL, WIDE = {"hidden_features": (128, 128)}, {"hidden_features": (256, 256)}
+HIDDEN = {"hidden_features": (128, 128)}
 RECIPES: dict[str, list[Recipe]] = {
     OURS: [
-        Recipe(flow=OURS, is_marginal=True, learning_rate=2e-3, weight_decay=0.1),
+        Recipe(
+            flow=OURS,
+            options={"patch_size": 2, "layers": (2, 2, 2, 2), "width": 64},
+            is_marginal=True,
+            hidden_labels=0.3,
+            learning_rate=2e-3,
+            weight_decay=0.1,
+            minutes=2.0,
+        ),
     ],
-    "NSF": _zuko("NSF", {"bins": 8, "transforms": 3, **SMALL}),
-    "MAF": _zuko("MAF", {"transforms": 5, **SMALL}),
-    "NICE": _zuko("NICE", {"transforms": 5, **SMALL}),
-    "GF": _zuko("GF", {"transforms": 3, **SMALL}),
-    "SOSPF": _zuko("SOSPF", {"transforms": 3, **SMALL}),
-    "BPF": _zuko("BPF", {"transforms": 3, **SMALL}),
-    "NAF": _zuko("NAF", {"transforms": 2, **SMALL}),
-    "UNAF": _zuko("UNAF", {"transforms": 2, **SMALL}),
+    "NSF": _theirs("NSF", {"bins": 8, "transforms": 3, **HIDDEN}, minutes=1.5),
+    "MAF": _theirs("MAF", {"transforms": 5, **HIDDEN}, minutes=0.3),
+    "NICE": _theirs("NICE", {"transforms": 5, **HIDDEN}, minutes=0.25),
+    "SOSPF": _theirs("SOSPF", {"transforms": 3, **HIDDEN}, minutes=1.5),
+    "BPF": _theirs("BPF", {"transforms": 3, **HIDDEN}, minutes=1.5),
 }
 """What is searched, family by family."""
 
@@ -113,7 +124,7 @@ class Result:
 
     recipe: Recipe
     validation_bits: float
-    """Of the weights that were kept, on images that chose them."""
+    """Of the density that is reported, on the images that chose the weights, and that choose between recipes."""
     bits: Bits | None
     """On test images; None in the search, which never sees them."""
     parameters: int
@@ -131,7 +142,8 @@ class DensityBench:
     minutes: float = 10.0
     """CPU minutes for each model of the table."""
     search_minutes: float = 1.0
-    """CPU minutes for each recipe of a family's search; a family of one recipe is not searched."""
+    """CPU minutes for each recipe of a family's search; a family of one recipe is not searched. Who wins with all the
+    minutes that its recipe takes is not trained again."""
     flows: tuple[str, ...] = tuple(RECIPES)
     """Which families: TarFlow is ours, the others are classes of zuko.flows."""
     finalists: int = 3
@@ -144,6 +156,8 @@ class DensityBench:
     """Of the split and of everything random."""
     out: str | None = None
     """JSON file for all of it, the search included."""
+    weights: str | None = None
+    """File for our flow, as `worldflow.images.load_images` reads it."""
     progress: bool = True
     """Show progress bars."""
     json: bool = False
@@ -210,27 +224,28 @@ def density(config: DensityBench) -> tuple[list[Result], list[Result]]:
     """
     splits = digits(config.seed)
     search: list[Result] = []
-    winners: dict[str, tuple[float, Recipe]] = {}
-    with tqdm(
-        total=sum(map(len, (RECIPES[f] for f in config.flows))), desc="search", disable=not config.progress
-    ) as bar:
+    winners: dict[str, _Fitted] = {}
+    total = sum(len(RECIPES[family]) for family in config.flows)
+    with tqdm(total=total, desc="search", disable=not config.progress) as bar:
         for family in config.flows:
+            # One recipe alone is not searched, it is trained to the end.
+            minutes = config.search_minutes if len(RECIPES[family]) > 1 else config.minutes
             for recipe in RECIPES[family]:
                 bar.set_postfix_str(str(recipe))
-                bits = math.inf
-                if len(RECIPES[family]) > 1:
-                    search.append(_fitted(recipe, splits, config, minutes=config.search_minutes, is_final=False))
-                    bits = search[-1].validation_bits
-                if family not in winners or bits < winners[family][0]:
-                    winners[family] = (bits, recipe)
+                fitted = _fitted(recipe, splits, config, minutes=minutes)
+                search.append(fitted.result)
+                if family not in winners or fitted.result.validation_bits < winners[family].result.validation_bits:
+                    winners[family] = fitted
                 bar.update()
-    theirs = sorted((bits, family) for family, (bits, _) in winners.items() if family != OURS)
-    final = {OURS, "NSF", "MAF"} | {family for _, family in theirs[: config.finalists]}
-    results = [
-        _fitted(recipe, splits, config, minutes=config.minutes, is_final=True)
-        for family, (_, recipe) in winners.items()
-        if family in final
-    ]
+    theirs = sorted((f for f in winners if f != OURS), key=lambda f: winners[f].result.validation_bits)
+    results = []
+    for family in {OURS, "NSF", "MAF", *theirs[: config.finalists]} & set(winners):
+        found = winners[family]
+        if found.minutes < found.result.recipe.capped(config.minutes):
+            found = _fitted(found.result.recipe, splits, config, minutes=config.minutes)
+        results.append(replace(found.result, bits=_bits(found.log_prob, splits.test, config)))
+        if config.weights is not None and isinstance(found.module, ImageFlow):
+            save_images(config.weights, found.module)
     return sorted(results, key=lambda result: result.bits.mean if result.bits else math.inf), search
 
 
@@ -267,7 +282,7 @@ class _Theirs:
         self._mean, self._std = float(x.mean()), float(x.std())
 
     def fit(self, splits: Splits, config: FitConfig, *, progress: bool) -> DensityFit:
-        """Fit it, looking at what is reported."""
+        """Fit it, as ours is."""
 
         def loss(module: nn.Module, generator: torch.Generator) -> DensityLoss:
             def bits(images: Tensor, labels: Tensor) -> Tensor:
@@ -276,22 +291,13 @@ class _Theirs:
 
             return bits
 
-        def look(module: nn.Module) -> float:
-            x = dequantized(splits.validation.images, LEVELS, generator=torch.Generator().manual_seed(config.seed + 1))
-            return bits_per_dim(self._reported(module, x)[None], DIM, LEVELS).mean
-
-        return fit_density(
-            self.module, loss, splits.train, splits.validation, config=config, look=look, progress=progress
-        )
+        return fit_density(self.module, loss, splits.train, splits.validation, config=config, progress=progress)
 
     def log_prob(self, x: Float[Tensor, "batch row column channel"]) -> Float[Tensor, " batch"]:
         """Log-density that is reported, in nats."""
-        return self._reported(self.module, x)
-
-    def _reported(self, module: nn.Module, x: Tensor) -> Tensor:
         if not self._recipe.is_marginal:
-            return self._of(module, x, None)
-        by_class = [self._of(module, x, torch.full((len(x),), c)) for c in range(CLASSES)]
+            return self._of(self.module, x, None)
+        by_class = [self._of(self.module, x, torch.full((len(x),), c)) for c in range(CLASSES)]
         return torch.stack(by_class).logsumexp(0) - math.log(CLASSES)
 
     def _of(self, module: nn.Module, x: Tensor, label: Tensor | None) -> Tensor:
@@ -299,7 +305,8 @@ class _Theirs:
         if not self._recipe.is_marginal:
             return module().log_prob(t) + log_det
         assert label is not None
-        return module(nn.functional.one_hot(label, CLASSES).to(t)).log_prob(t) + log_det
+        context = nn.functional.one_hot(label.clamp(min=0), CLASSES).to(t) * (label >= 0)[:, None]
+        return module(context).log_prob(t) + log_det
 
     def _mapped(self, x: Tensor) -> tuple[Tensor, Tensor]:
         match self._recipe.space:
@@ -312,41 +319,52 @@ class _Theirs:
                 return inside.logit(), (math.log(0.98) - inside.log() - (1 - inside).log()).sum(-1)
 
 
-def _fitted(recipe: Recipe, splits: Splits, config: DensityBench, *, minutes: float, is_final: bool) -> Result:
+@dataclass(frozen=True, kw_only=True)
+class _Fitted:
+    result: Result
+    module: nn.Module
+    log_prob: Callable[[Tensor], Tensor]
+    minutes: float
+
+
+def _bits(log_prob: Callable[[Tensor], Tensor], part: LabelledImages, config: DensityBench) -> Bits:
+    points = torch.Generator().manual_seed(config.seed + 2)
+    rows = dequantized_log_prob(log_prob, part.images, LEVELS, draws=config.draws, generator=points)
+    return bits_per_dim(rows, DIM, LEVELS)
+
+
+def _fitted(recipe: Recipe, splits: Splits, config: DensityBench, *, minutes: float) -> _Fitted:
+    minutes = recipe.capped(minutes)
     fit = FitConfig(
         minutes=minutes,
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
-        hidden_labels=0.0 if recipe.is_marginal else 1.0,
+        hidden_labels=recipe.hidden_labels if recipe.is_marginal else 1.0,
         average=recipe.average,
-        look_seconds=minutes,  # sixty looks
+        look_seconds=2 * minutes,  # thirty looks
         patience=config.patience,
         seed=config.seed,
     )
-    progress = config.progress and is_final
     if recipe.flow == OURS:
         classes = CLASSES if recipe.is_marginal else 0
         ours = ImageConfig(shape=SHAPE, levels=LEVELS, num_classes=classes, **recipe.options)
-        module, found = train_images(splits.train, splits.validation, config=ours, fit=fit, progress=progress)
+        module, found = train_images(splits.train, splits.validation, config=ours, fit=fit, progress=config.progress)
         log_prob = module.marginal_log_prob if recipe.is_marginal else module.log_prob
     else:
         theirs = _Theirs(recipe, splits.train, seed=config.seed)
-        module, found, log_prob = theirs.module, theirs.fit(splits, fit, progress=progress), theirs.log_prob
-    bits = None
-    if is_final:
-        points = torch.Generator().manual_seed(config.seed + 2)
-        rows = dequantized_log_prob(log_prob, splits.test.images, LEVELS, draws=config.draws, generator=points)
-        bits = bits_per_dim(rows, DIM, LEVELS)
-    return Result(
+        module, found = theirs.module, theirs.fit(splits, fit, progress=config.progress)
+        log_prob = theirs.log_prob
+    result = Result(
         recipe=recipe,
-        validation_bits=found.validation_bits,
-        bits=bits,
+        validation_bits=_bits(log_prob, splits.validation, config).mean,
+        bits=None,
         parameters=sum(p.numel() for p in module.parameters()),
         seconds=found.seconds,
         best_seconds=found.best_seconds,
         steps=found.steps,
     )
+    return _Fitted(result=result, module=module, log_prob=log_prob, minutes=minutes)
 
 
 def _as_plain(config: DensityBench, results: Sequence[Result], search: Sequence[Result]) -> dict[str, Any]:

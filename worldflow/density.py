@@ -69,7 +69,7 @@ class FitConfig:
     """Peak learning rate of AdamW; Muon's follows from it."""
     weight_decay: float = 0.1
     """Of matrices."""
-    hidden_labels: float = 0.3
+    hidden_labels: float = 0.1
     """Share of images whose label is hidden in a step; 1 hides them all, and the density is unconditional."""
     average: float = 0.99
     """Share of the running mean of weights that a step keeps, less in the first steps; 0 takes the weights as they
@@ -131,7 +131,8 @@ def fit_density(
         train: To learn from.
         validation: To choose the weights by, and the moment to stop; never the images that are reported on.
         config: How.
-        look: Bits per dimension of the validation images under a module, if not those of `loss` without labels.
+        look: Bits per dimension of the validation images under a module; by default those of `loss`, given the labels
+            unless all are hidden.
         log: Where metrics go.
         progress: Show a progress bar.
         clock: Tells seconds; by default the CPU's that this process took.
@@ -154,8 +155,10 @@ def fit_density(
         steps += 1
         chosen = train[torch.randint(len(train), (config.batch_size,), generator=generator)]
         is_hidden = torch.rand(config.batch_size, generator=generator) < config.hidden_labels
-        # Transformers gain from bf16 where it is native; small networks and splines lose by it.
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_narrow):
+        # Dropout knows the global generator only: borrow it, give it back. Transformers gain from bf16 where it is
+        # native; small networks and splines lose by it.
+        with torch.random.fork_rng(devices=[]), torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_narrow):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             bits = batch_loss(chosen.images, chosen.labels.masked_fill(is_hidden, -1)).mean()
         return bits * math.log(2), {DENSITY.headline: bits.detach()}
 
@@ -164,7 +167,8 @@ def fit_density(
         if look is not None:
             return look(mean)
         fixed = torch.Generator().manual_seed(config.seed + 1)
-        return float(loss(mean, fixed)(validation.images, torch.full_like(validation.labels, -1)).mean())
+        labels = validation.labels if config.hidden_labels < 1 else torch.full_like(validation.labels, -1)
+        return float(loss(mean, fixed)(validation.images, labels).mean())
 
     def look_now() -> dict[str, float]:
         nonlocal best, best_bits, best_seconds

@@ -66,6 +66,8 @@ class ImageConfig:
     """Channels of the transformers."""
     head_dim: int = 32
     """Channels of one attention head."""
+    dropout: float = 0.0
+    """Of the transformers, in training."""
     noise_std: float = 0.0
     """Standard deviation of Gaussian noise on images in [-1, 1]; 0 dequantizes uniformly instead."""
 
@@ -98,6 +100,7 @@ class ImageConfig:
             width=self.width,
             head_dim=self.head_dim,
             num_classes=self.num_classes,
+            dropout=self.dropout,
         )
 
 
@@ -208,9 +211,7 @@ class ImageFlow(nn.Module):
             raise ValueError("give either label or count: how many images to draw")
         batch = len(label) if label is not None else int(count or 0)
         tokens, latent = math.prod(self.config.flow.grid), self.config.flow.latent_dim
-        like = self.flow.blocks[0].proj_out.weight
-        assert isinstance(like, Tensor)
-        z = torch.randn(batch, tokens, latent, generator=generator).to(like)
+        z = torch.randn(batch, tokens, latent, generator=generator).to(next(self.flow.parameters()))
         t = _to_images(self.flow.inverse(z, label=label, guidance=guidance, method=method), self.config)
         levels = self.config.levels
         if not self.config.noise_std:
@@ -289,20 +290,12 @@ def train_images(
 
         return bits
 
-    def look(module: nn.Module) -> float:
-        """With labels never hidden there is no density without them to look at: classes are summed over."""
-        x = model.noisy(validation.images, generator=torch.Generator().manual_seed(fit.seed + 1))
-        by_class = [_log_prob(module, model, x, torch.full((len(x),), c)) for c in range(config.num_classes)]
-        nats = math.log(config.num_classes) - torch.stack(by_class).logsumexp(0).mean()
-        return float(nats / config.dim + (0.0 if config.noise_std else math.log(config.levels))) / math.log(2)
-
     found = fit_density(
         model.flow,
         loss,
         train,
         validation,
         config=fit,
-        look=look if config.num_classes and not fit.hidden_labels else None,
         log=log,
         progress=progress,
         clock=clock,
