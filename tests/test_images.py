@@ -18,7 +18,7 @@ from worldflow.density import FitConfig, LabelledImages, fit_density
 from worldflow.images import ImageConfig, ImageFlow, load_images, save_images, train_images
 
 CONFIG = ImageConfig(shape=(4, 2, 1), levels=3, num_classes=2, layers=(1, 1), width=32, head_dim=16)
-FIT = FitConfig(minutes=0.25, batch_size=32, learning_rate=3e-3, look_seconds=1.5)
+FIT = FitConfig(minutes=0.12, batch_size=32, learning_rate=4e-3, look_seconds=2)
 
 
 def generator(seed: int = 0) -> torch.Generator:
