@@ -98,6 +98,19 @@ def test_bits_are_those_of_the_density() -> None:
     assert given.mean == pytest.approx(math.log2(3) - float(nats.double().mean()) / 8 / math.log(2), rel=1e-9)
 
 
+@torch.no_grad()
+def test_what_is_drawn_maps_back_to_its_noise() -> None:
+    # With so many levels the middle of a cell stands for the point that was drawn; half of the numbers are near zero.
+    config = replace(CONFIG, levels=4096, shape=(4, 4, 1))
+    model = tiny(config)
+    model.marginals.count(torch.randint(4096, (20000, 16), generator=generator(3)).square() // 4096)
+    label = torch.tensor([0, 1, -1] * 20)
+    drawn = model.sample(label, method="sequential", generator=generator(8))
+    z = model.flow(model.to_tokens((drawn.double() + 0.5) / 4096)[0], label=label).z
+    noise = torch.randn(60, 4, 4, generator=generator(8)).double()
+    assert (z - noise).abs().median() < 0.02
+
+
 def test_learns_what_there_is_to_learn(learned: ImageFlow) -> None:
     test = stripes(200, seed=2)
     with_label = learned.bits(test.images, test.labels, generator=generator())

@@ -111,6 +111,23 @@ def test_a_token_reads_those_before_it_in_order() -> None:
 
 
 @torch.no_grad()
+def test_the_network_reads_tokens_at_their_own_slots() -> None:
+    # Token j + 1 follows from a causal transformer over tokens 0 .. j, and from nothing in front of them.
+    flow = tiny()
+    x = tokens(flow, 2)
+    for block in blocks(flow):
+        ordered = x.flip(1) if block.is_reversed else x
+        positions = block.token_positions.flip(0) if block.is_reversed else block.token_positions
+        assert block.classes is not None
+        slots = block.proj_in(ordered[:, :-1]) + positions[:-1] + block.classes[1]
+        hidden, _ = block.transformer(slots, None)
+        a, mu = block.proj_out(hidden).chunk(2, dim=-1)
+        z, _ = block(x, label=torch.tensor([1, 1]))
+        found = (z.flip(1) if block.is_reversed else z)[:, 1:]
+        torch.testing.assert_close(found, (ordered[:, 1:] - mu) / a.exp(), rtol=1e-11, atol=1e-11)
+
+
+@torch.no_grad()
 def test_no_class_is_the_mean_of_all() -> None:
     flow = tiny()
     x = tokens(flow, 2)
