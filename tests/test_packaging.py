@@ -127,7 +127,11 @@ def test_every_import_is_a_declared_dependency() -> None:
                     continue
                 # jaxtyping, a tool of development, is seen by type checkers only.
                 for_development = typing_only or folder.name == "tests"
-                allowed = declared("agents", "text", "dev") if for_development else declared("agents", "text")
+                allowed = (
+                    declared("agents", "bench", "text", "dev")
+                    if for_development
+                    else declared("agents", "bench", "text")
+                )
                 if not (distributions_by_module().get(top, {canonicalize_name(top)}) & allowed):
                     wrong.append(f"{path.relative_to(ROOT)} imports {top}")
     assert not wrong

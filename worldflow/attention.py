@@ -149,10 +149,16 @@ class Mixing(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention and MLP, pre-norm; and `Mixing` over `mixed` slots where there are so many in a frame."""
+    """Self-attention and MLP, pre-norm; and `Mixing` over `mixed` slots where there are so many in a frame.
 
-    def __init__(self, dim: int, *, head_dim: int = 64, expansion: int = 4, mixed: int = 0) -> None:
+    In training, `dropout` of what attention and MLP add to a slot is left out, and the rest scaled up.
+    """
+
+    def __init__(
+        self, dim: int, *, head_dim: int = 64, expansion: int = 4, mixed: int = 0, dropout: float = 0.0
+    ) -> None:
         super().__init__()
+        self.dropout = dropout
         if dim % head_dim:
             raise ValueError(f"width {dim} must be a multiple of the head size {head_dim}")
         self.head_dim = head_dim
@@ -180,11 +186,14 @@ class Block(nn.Module):
         value = qkv[2]
         keys, values = (key, value) if past is None else (torch.cat((past[0], key), 2), torch.cat((past[1], value), 2))
         attended = _attend(query, keys, values, mask)
-        x = x + self.attention_out(rearrange(attended, "b h s d -> b s (h d)"))
-        x = x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
+        x = x + self._kept(self.attention_out(rearrange(attended, "b h s d -> b s (h d)")))
+        x = x + self._kept(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)))))
         if self.mixing is not None:
             x = self.mixing(x)
         return x, (key, value)
+
+    def _kept(self, added: Tensor) -> Tensor:
+        return F.dropout(added, self.dropout) if self.dropout and self.training else added
 
 
 class Transformer(nn.Module):
@@ -196,14 +205,22 @@ class Transformer(nn.Module):
         head_dim: Channels of one head.
         mixed: Slots of a frame that each block mixes (`Mixing`); 0 for none.
         has_final_norm: False leaves out the last norm, as TARFlow does.
+        dropout: Of every block, in training.
     """
 
     def __init__(
-        self, dim: int, layers: int, *, head_dim: int = 64, mixed: int = 0, has_final_norm: bool = True
+        self,
+        dim: int,
+        layers: int,
+        *,
+        head_dim: int = 64,
+        mixed: int = 0,
+        has_final_norm: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.cache_shape = (layers, dim // head_dim, head_dim)
-        blocks = [Block(dim, head_dim=head_dim, mixed=mixed) for _ in range(layers)]
+        blocks = [Block(dim, head_dim=head_dim, mixed=mixed, dropout=dropout) for _ in range(layers)]
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = RMSNorm(dim) if has_final_norm else None
         for block in blocks:

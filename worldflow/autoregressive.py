@@ -106,6 +106,7 @@ class AffineBlock(nn.Module):
         has_time_axis: False gives the third axis's angles to rows and columns: released images without text.
         layout: Whose block it is, see above.
         num_classes: Classes to condition on, for `layout="tarflow"`; 0 for none.
+        dropout: Of its transformer, in training.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class AffineBlock(nn.Module):
         has_time_axis: bool = True,
         layout: Literal["starflow", "tarflow"] = "starflow",
         num_classes: int = 0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.is_reversed = is_reversed
@@ -129,7 +131,9 @@ class AffineBlock(nn.Module):
         self.num_tokens = grid[0] * grid[1]
         self.is_tarflow = layout == "tarflow"
         self.proj_in = nn.Linear(latent_dim, width)
-        self.transformer = Transformer(width, layers, head_dim=head_dim, has_final_norm=not self.is_tarflow)
+        self.transformer = Transformer(
+            width, layers, head_dim=head_dim, has_final_norm=not self.is_tarflow, dropout=dropout
+        )
         self.proj_out = nn.Linear(width, 2 * latent_dim)
         nn.init.zeros_(self.proj_out.weight)  # the identity map, to begin with
         nn.init.zeros_(self.proj_out.bias)

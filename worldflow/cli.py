@@ -1,4 +1,4 @@
-"""The command line: `worldflow collect | train | generate | evaluate | score | ship | demo`.
+"""The command line: `worldflow collect | train | generate | evaluate | score | ship | demo | bench density`.
 
 Each command is one dataclass, whose fields are its options and their docstrings its help. A command that cannot do what
 it was asked says why in one line on stderr and ends with 1; one that was not understood, with 2; an interrupted one,
@@ -23,6 +23,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from worldflow import __version__
+from worldflow.bench import DensityBench
 from worldflow.checkpoint import load
 from worldflow.data import Dataset
 from worldflow.demo import DemoConfig, demo
@@ -330,7 +331,7 @@ class Ship:
         return {"world": str(folder), "bytes": sum(p.stat().st_size for p in folder.iterdir())}
 
 
-COMMANDS = {
+COMMANDS: dict[str, type | dict[str, type]] = {
     "collect": Collect,
     "train": Train,
     "generate": Generate,
@@ -338,6 +339,7 @@ COMMANDS = {
     "score": Score,
     "ship": Ship,
     "demo": Demo,
+    "bench": {"density": DensityBench},
 }
 
 
@@ -367,10 +369,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             hint = did_you_mean(name, COMMANDS, otherwise=f"the commands are {', '.join(COMMANDS)}")
             return _fail(f"unknown command {name!r}{hint}", status=2)
     name, *options = words
+    kind = COMMANDS[name]
+    if isinstance(kind, dict):
+        members = kind
+        match options:
+            case []:
+                print(_group_help(name, members), file=sys.stderr)
+                return 2
+            case ["-h" | "--help", *_]:
+                print(_group_help(name, members))
+                return 0
+            case [member, *_] if member not in members:
+                hint = did_you_mean(member, members, otherwise=f"there are {', '.join(members)}")
+                return _fail(f"unknown command '{name} {member}'{hint}", status=2)
+        kind, name, options = members[options[0]], f"{name} {options[0]}", options[1:]
     try:
-        command = tyro.cli(
-            COMMANDS[name], prog=f"worldflow {name}", args=options, config=(tyro.conf.FlagCreatePairsOff,)
-        )
+        command = tyro.cli(kind, prog=f"worldflow {name}", args=options, config=(tyro.conf.FlagCreatePairsOff,))
         is_json = getattr(command, "json", False)
         with warnings.catch_warnings(), contextlib.ExitStack() as stack:
             warnings.showwarning = _show_warning
@@ -405,7 +419,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<9} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in COMMANDS.items()]
+    lines = [f"  {name:<9} {_summary(kind)}" for name, kind in COMMANDS.items()]
     return "\n".join(
         [
             "usage: worldflow COMMAND ...",
@@ -419,6 +433,18 @@ def _help() -> str:
             "  --debug                    shows the traceback of an error, as does WORLDFLOW_DEBUG=1",
         ]
     )
+
+
+def _group_help(name: str, members: Mapping[str, type]) -> str:
+    lines = [f"  {member:<9} {_summary(kind)}" for member, kind in members.items()]
+    end = f"  worldflow {name} COMMAND --help   explains one and its options"
+    return "\n".join([f"usage: worldflow {name} COMMAND ...", "", *lines, "", end])
+
+
+def _summary(kind: type | Mapping[str, type]) -> str:
+    if isinstance(kind, Mapping):
+        return f"Compare with other libraries: {', '.join(kind)}."
+    return (kind.__doc__ or "").splitlines()[0]
 
 
 def _fail(message: str, *, status: int = 1) -> int:

@@ -41,6 +41,8 @@ class TarFlowConfig:
     """Channels of one attention head."""
     num_classes: int = 0
     """Classes to condition on; 0 for none."""
+    dropout: float = 0.0
+    """Share of what a transformer's layers add that is left out in training, against learning few images by heart."""
 
     def __post_init__(self) -> None:
         for name in ("latent_dim", "width", "head_dim"):
@@ -50,6 +52,8 @@ class TarFlowConfig:
             raise ValueError(f"layers must name at least one layer for each block, got {self.layers}")
         if self.num_classes < 0:
             raise ValueError(f"num_classes must not be negative, got {self.num_classes}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,7 @@ class TarFlow(nn.Module):
                 head_dim=config.head_dim,
                 layout="tarflow",
                 num_classes=config.num_classes,
+                dropout=config.dropout,
             )
             for i, layers in enumerate(config.layers)
         )
