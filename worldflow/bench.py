@@ -158,8 +158,8 @@ class DensityBench:
     """JSON file for all of it, the search included."""
     weights: str | None = None
     """File for our flow, as `worldflow.images.load_images` reads it."""
-    progress: bool = True
-    """Show progress bars."""
+    quiet: bool = False
+    """Show no progress bars."""
     json: bool = False
     """Print everything as JSON."""
 
@@ -226,7 +226,7 @@ def density(config: DensityBench) -> tuple[list[Result], list[Result]]:
     search: list[Result] = []
     winners: dict[str, _Fitted] = {}
     total = sum(len(RECIPES[family]) for family in config.flows)
-    with tqdm(total=total, desc="search", disable=not config.progress) as bar:
+    with tqdm(total=total, desc="search", disable=config.quiet) as bar:
         for family in config.flows:
             # One recipe alone is not searched, it is trained to the end.
             minutes = config.search_minutes if len(RECIPES[family]) > 1 else config.minutes
@@ -349,11 +349,11 @@ def _fitted(recipe: Recipe, splits: Splits, config: DensityBench, *, minutes: fl
     if recipe.flow == OURS:
         classes = CLASSES if recipe.is_marginal else 0
         ours = ImageConfig(shape=SHAPE, levels=LEVELS, num_classes=classes, **recipe.options)
-        module, found = train_images(splits.train, splits.validation, config=ours, fit=fit, progress=config.progress)
+        module, found = train_images(splits.train, splits.validation, config=ours, fit=fit, progress=not config.quiet)
         log_prob = module.marginal_log_prob if recipe.is_marginal else module.log_prob
     else:
         theirs = _Theirs(recipe, splits.train, seed=config.seed)
-        module, found = theirs.module, theirs.fit(splits, fit, progress=config.progress)
+        module, found = theirs.module, theirs.fit(splits, fit, progress=not config.quiet)
         log_prob = theirs.log_prob
     result = Result(
         recipe=recipe,
