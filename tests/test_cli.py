@@ -211,6 +211,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
         "evaluate": {"run", "dataset"},
         "demo": set(),
         "bench density": set(),
+        "generate": {"run"},
     }[name]
     assert set(explained) == {n.replace("_", "-") for n in names - positional}
     assert min(len(text.split()) for text in explained.values()) >= 3
@@ -221,7 +222,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
     ("words", "part"),
     [
         ("trian data", "unknown command 'trian'; did you mean 'train'?"),
-        ("zzz", "the commands are collect, train, evaluate, score, ship, demo"),
+        ("zzz", "the commands are collect, train, generate, evaluate, score, ship, demo, bench"),
     ],
 )
 def test_unknown_commands(words: str, part: str, run: Run) -> None:
