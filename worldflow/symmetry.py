@@ -11,9 +11,9 @@ Only training knows of this; a finished world has seen more, and is no other.
 
 On Reacher, from 50,000 transitions, drafts that were learned for 5 minutes on one core were off by 0.038 of a code's
 standard deviation on held-out episodes and 0.032 on training ones; with the eight symmetries by 0.037 on both, and
-after 20 minutes by 0.028 and 0.027: nothing is learned by heart. Rolled out from them on 100 held-out clips, 16 steps on
-the state was off by 0.31 standard deviations, against 0.70 in the world that shipped before, whose flow had learned for
-34 minutes of a faster core without symmetries (and 0.37 on its own training episodes).
+after 20 minutes by 0.028 and 0.027: nothing is learned by heart. Rolled out from them on 100 held-out clips, the state
+was off by 0.31 standard deviations 16 steps on, against 0.70 in the world that shipped before, whose flow had learned
+for 34 minutes of a faster core without symmetries (and 0.37 on its own training episodes).
 """
 
 from __future__ import annotations
