@@ -351,6 +351,16 @@ def test_a_detached_draft_learns_nothing_from_the_likelihood() -> None:
     flow(x, actions, detach_draft=True).log_prob.sum().backward()
     assert flow.drafter is not None
     assert all(p.grad is None for p in flow.drafter.parameters())
+    # Nor does anything else learn of actions from it: their features are the drafter's, too.
+    assert actions is not None
+    actions.requires_grad_()
+    out = flow(x, actions, detach_draft=True)
+    assert torch.autograd.grad(out.log_prob.sum(), actions, allow_unused=True, retain_graph=True)[0] is None
+    assert out.draft is not None
+    assert torch.autograd.grad(out.draft.sum(), actions)[0].any()
+    undrafted = tiny_flow(draft=False)
+    assert torch.autograd.grad(undrafted(x, actions, detach_draft=True).log_prob.sum(), actions)[0].any()
+    actions.requires_grad_(False)
     with torch.no_grad():
         assert torch.equal(flow(x, actions, detach_draft=True).log_prob, flow(x, actions).log_prob)
 

@@ -187,7 +187,8 @@ class VideoFlow(nn.Module):
             state: Where the frames continue from; None starts a sequence.
             keep_state: Also return the state after the last frame. With `state` or `keep_state`, memory holds
                 `window - 1` more frames than `x`.
-            detach_draft: Keep the likelihood's gradient from the drafter.
+            detach_draft: Keep the likelihood's gradient from the drafter, and from the actions that both read: what is
+                learned about actions (`worldflow.symmetry`) is learned from the drafts' error.
 
         Raises:
             ValueError: If shapes do not fit the configuration.
@@ -208,7 +209,13 @@ class VideoFlow(nn.Module):
         history = torch.cat((before, seen), dim=1)
         means = self._running_means(seen, state)
         draft, draft_new, lead = self._look_ahead(
-            history[:, :-1], means[:, :-1], actions, hide_actions=hide_actions, state=state, text=draft_text
+            history[:, :-1],
+            means[:, :-1],
+            actions,
+            hide_actions=hide_actions,
+            state=state,
+            text=draft_text,
+            detach_lead=detach_draft and self.drafter is not None,
         )
         past = deep_text if state is None else _cache(state.deep_keys, state.deep_values)
         given = draft.detach() if detach_draft and draft is not None else draft
@@ -393,6 +400,7 @@ class VideoFlow(nn.Module):
         hide_actions: Bool[Tensor, " batch"] | None,
         state: WorldState | None,
         text: KeyValue | None = None,
+        detach_lead: bool = False,
     ) -> tuple[Tensor | None, KeyValue | None, Tensor]:
         """What is known of each frame before it is there: its draft, what drafting leaves, and its lead slot.
 
@@ -416,7 +424,8 @@ class VideoFlow(nn.Module):
                 past=text if state is None else _cache(state.draft_keys, state.draft_values),
                 count=count,
             )
-        lead = self.deep.lead(actions, is_first=index == 0, is_hidden=is_hidden, before=before[:, 1:, -1])
+        led = actions.detach() if detach_lead and actions is not None else actions
+        lead = self.deep.lead(led, is_first=index == 0, is_hidden=is_hidden, before=before[:, 1:, -1])
         return draft, draft_new, lead
 
     def _read_text(self, batch_size: int, text: Tensor | None) -> tuple[KeyValue | None, KeyValue | None]:

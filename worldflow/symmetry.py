@@ -7,6 +7,10 @@ features for each symmetry, which begins as the identity,
 
     p(g x_t | g x_<t, A_g a) = p(x_t | x_<t, a)
 
+The maps learn from the drafts' error alone. From the likelihood's gradient, too, they went astray before the flow knew
+what actions are for: after 52 minutes on Reacher a half turn had another map than quarter turns, and 16 steps on the
+state was off by 0.87 standard deviations instead of 0.31.
+
 Only training knows of this; a finished world has seen more, and is no other.
 
 On Reacher, from 50,000 transitions, drafts that were learned for 5 minutes on one core were off by 0.038 of a code's
