@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,6 @@ from builders import tiny_world
 from PIL import Image
 from torch import Tensor
 
-from worldflow import generate as module
 from worldflow.checkpoint import save
 from worldflow.cli import main
 from worldflow.generate import denoised, edit, generate, read_frames
@@ -37,7 +37,8 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> None:
             raise ValueError("this world reads no text")
         return lambda prompts: SimpleNamespace(tokens=embed(prompts))
 
-    monkeypatch.setattr(module, "encoder_of", reader)
+    # `worldflow.generate` is the function; the module of that name is reached by its import.
+    monkeypatch.setattr(import_module("worldflow.generate"), "encoder_of", reader)
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -1,7 +1,8 @@
 """worldflow: learn a simulator from recorded trajectories, then step it, plan in it, score with it.
 
-`worldflow.train`, `worldflow.evaluate` and `worldflow.score` are the functions; the modules of the same names are
-reached by `from worldflow.train import ...` and so on (`worldflow.evaluate` the function is in `worldflow.fidelity`).
+`worldflow.train`, `worldflow.evaluate`, `worldflow.score` and `worldflow.generate` are the functions; the modules of the
+same names are reached by `from worldflow.train import ...` and so on (`worldflow.evaluate` the function is in
+`worldflow.fidelity`).
 """
 
 from worldflow.calibration import Alarms, Detector, calibrate
@@ -9,6 +10,7 @@ from worldflow.checkpoint import load, save
 from worldflow.data import Dataset, check_compatible, read_episodes, windows
 from worldflow.fidelity import EvaluateConfig, evaluate
 from worldflow.fidelity_types import Fidelity
+from worldflow.generate import edit, generate
 from worldflow.index import SplitRule
 from worldflow.recipes import TrainConfig, world_config
 from worldflow.score import EpisodeScores, score
@@ -44,7 +46,9 @@ __all__ = [
     "__version__",
     "calibrate",
     "check_compatible",
+    "edit",
     "evaluate",
+    "generate",
     "load",
     "read_episodes",
     "save",

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,7 +23,6 @@ from worldflow.flow import Guidance
 from worldflow.randomness import normal
 from worldflow.state import WorldState
 from worldflow.text_condition import encoder_of
-from worldflow.video import read_video
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
@@ -76,9 +74,10 @@ def generate(
         The videos, given frames first.
 
     Raises:
-        ValueError: If the world reads no text and there is a prompt, guidance has nothing to go beyond, or shapes do
-            not fit.
+        ValueError: If the world reads no text and there is a prompt, it has no denoiser and is asked for one, guidance
+            has nothing to go beyond, or shapes do not fit.
     """
+    _check_denoise(world, denoise)
     prompts = [text] * samples if isinstance(text, str) else None if text is None else list(text)
     B = samples if prompts is None else len(prompts)
     past = 0 if given is None else len(given)
@@ -156,14 +155,12 @@ def denoised(
     Raises:
         ValueError: If there is no such way, or the world has no denoiser.
     """
-    if how not in get_args(Denoise):
-        raise ValueError(f"denoise must be one of {', '.join(get_args(Denoise))}, got {how!r}")
+    _check_denoise(world, how)
     if how == "none":
         return x
     words = text if text is not None or world.nothing is None else world.nothing.expand(len(x), -1, -1)
     if how == "denoiser":
-        if world.denoiser is None:
-            raise ValueError("this world has no denoiser; train it with denoiser_layers, or use 'tweedie'")
+        assert world.denoiser is not None
         return world.denoiser.denoise(x, text=words)
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
@@ -233,6 +230,10 @@ def read_frames(
         FileNotFoundError: If there is no such file.
         ValueError: If it is neither an image nor a video.
     """
+    from PIL import Image  # neither is needed to draw, nor on a node that trains
+
+    from worldflow.video import read_video
+
     rows, columns, channels = world.config.data.frame_shape
     try:
         with Image.open(path) as image:
@@ -252,6 +253,13 @@ def read_frames(
         scaled.append(np.asarray(image.resize((columns, rows), Image.Resampling.BOX, box=box)))
     frames = np.stack(scaled)
     return frames if channels == 3 else frames.mean(-1, keepdims=True).round().astype(np.uint8)
+
+
+def _check_denoise(world: WorldModel, how: str) -> None:
+    if how not in get_args(Denoise):
+        raise ValueError(f"denoise must be one of {', '.join(get_args(Denoise))}, got {how!r}")
+    if how == "denoiser" and world.denoiser is None:
+        raise ValueError("this world has no denoiser; train it with denoiser_layers, or use 'tweedie'")
 
 
 def _features(world: WorldModel, actions: np.ndarray | None, batch_size: int, frames: int) -> Tensor | None:
