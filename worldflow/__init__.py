@@ -1,7 +1,7 @@
 """worldflow: learn a simulator from recorded trajectories, then step it, plan in it, score with it.
 
-`worldflow.train`, `worldflow.evaluate`, `worldflow.score` and `worldflow.generate` are the functions; the modules of the
-same names are reached by `from worldflow.train import ...` and so on (`worldflow.evaluate` the function is in
+`worldflow.train`, `worldflow.evaluate`, `worldflow.score` and `worldflow.generate` are the functions; the modules of
+the same names are reached by `from worldflow.train import ...` and so on (`worldflow.evaluate` the function is in
 `worldflow.fidelity`).
 """
 
