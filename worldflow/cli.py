@@ -29,6 +29,7 @@ from worldflow.data import Dataset
 from worldflow.demo import DemoConfig, demo
 from worldflow.fidelity import EvaluateConfig, evaluate
 from worldflow.fidelity_text import as_text
+from worldflow.generate import edit, generate, read_frames
 from worldflow.hints import did_you_mean
 from worldflow.log import read_log
 from worldflow.recipes import TrainConfig
@@ -189,8 +190,6 @@ class Generate:
 
     def __call__(self) -> dict[str, Any]:
         """Generate."""
-        from worldflow.generate import edit, generate, read_frames
-
         if self.image is not None and self.video is not None:
             raise ValueError("give --image to start from or --video to go on from, not both")
         if self.edit is not None and (self.video is None or self.text is None):

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from worldflow.codec import to_float
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
@@ -141,7 +140,7 @@ def elbo(
 
 def _levels(world: WorldModel, frames: Tensor) -> Float[Tensor, "frame channel row column"]:
     """Gray levels as floats, in the order in which frames are decoded."""
-    return 127.5 * (to_float(frames.to(world.device)) + 1)
+    return frames.to(world.device).movedim(-1, -3).to(torch.get_default_dtype())
 
 
 def _decoded(world: WorldModel, x: Float[Tensor, "frame token latent"], *, chunk: int = 256) -> Tensor:

@@ -106,20 +106,20 @@ def generate(
         guide = Guidance(weight=guidance, state=without, hide_actions=prompts is None)
     shape = (B, world.config.flow.num_tokens, world.config.flow.latent_dim)
     has_shown = world.config.flow.has_shown
-    made, drawn_x, seen = [], [], []
+    drawn_u, made, seen = [], [], []
     for t in tqdm(range(past, frames), desc="generate", unit="frame", disable=not progress):
         z = temperature * normal(shape, generator, device=world.device, dtype=world.dtype)
         drawn = world.flow.draw(state, features[:, t], z, hide_actions=is_hidden, guidance=guide)
         state, guide = drawn.state, drawn.guidance
-        drawn_x.append(world.flow.from_deep(drawn.u))
-        made.append(world.codec.decode(drawn_x[-1]))
+        drawn_u.append(drawn.u)
         if has_shown:
+            made.append(world.codec.decode(world.flow.from_deep(drawn.u)))
             codes = world.codes(made[-1])
             seen.append(codes)
             state = world.flow.show(state, codes)
             guide = None if guide is None else _shown(world, guide, codes)
-    if denoise != "none" and made:
-        x = torch.stack(drawn_x, dim=1)
+    if drawn_u and (denoise != "none" or not has_shown):  # otherwise they are decoded already
+        x = world.flow.from_deep(torch.stack(drawn_u, dim=1))
         shown = torch.stack(seen, dim=1) if has_shown else None
         if read is not None:
             x = torch.cat((read[0].expand(B, -1, -1, -1), x), dim=1)
@@ -158,7 +158,7 @@ def denoised(
     _check_denoise(world, how)
     if how == "none":
         return x
-    words = text if text is not None or world.nothing is None else world.nothing.expand(len(x), -1, -1)
+    words = world._text(text, len(x))
     if how == "denoiser":
         assert world.denoiser is not None
         return world.denoiser.denoise(x, text=words)

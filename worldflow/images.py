@@ -32,6 +32,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from worldflow.bits import Bits, bits_per_dim, dequantized, dequantized_log_prob
+from worldflow.denoiser import tweedie
 from worldflow.density import DensityFit, DensityLoss, FitConfig, LabelledImages, fit_density
 from worldflow.jacobi import Method
 from worldflow.marginals import Marginals
@@ -233,7 +234,7 @@ class ImageFlow(nn.Module):
         with torch.enable_grad():
             at = y.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.log_prob(at, label).sum(), at)
-        return y + self.config.noise_std**2 * gradient
+        return tweedie(y, gradient, noise_std=self.config.noise_std)
 
     def to_tokens(
         self, x: Float[Tensor, "batch row column channel"]

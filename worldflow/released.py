@@ -25,7 +25,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 
 import torch
@@ -137,13 +137,8 @@ def read_released(
             raise ValueError(f"unknown option {name!r}{did_you_mean(name, names)}")
     with opened(source) as tensors:
         model, wanted = _built(ReleasedConfig(**config), kind, tensors)
-        modules: list[nn.Module] = [model.flow]
-        if model.denoiser is not None:
-            modules.append(model.denoiser)
         _refuse(wanted, tensors)
         _fill(model, wanted, tensors, dtype=dtype, device=device)
-    for module in modules:
-        module.requires_grad_(False).eval()
     _notice()
     return model
 
@@ -155,10 +150,8 @@ def _notice() -> None:
         print(NOTICE, file=sys.stderr)
 
 
-def _built(
-    config: ReleasedConfig, kind: Kind, tensors: Mapping[str, Tensor]
-) -> tuple[ReleasedModel, dict[str, tuple[str, str]]]:
-    """The empty model, and for each of its tensors the place: reference's name -> (module, our name)."""
+def _built(config: ReleasedConfig, kind: Kind, tensors: Mapping[str, Tensor]) -> tuple[ReleasedModel, dict[str, str]]:
+    """The empty model, and for each of its tensors the place: reference's name -> ours."""
     blocks = count(tensors, r"blocks\.(\d+)\.")
     if not blocks:
         raise ValueError(
@@ -178,7 +171,7 @@ def _built(
         words = config.txt_size
         if words is None:
             words = shape(tensors, f"blocks.{last}.attn_mask")[0] - side**2
-    config = ReleasedConfig(**{**vars(config), "pt_seq_len": side, "txt_size": words})
+    config = replace(config, pt_seq_len=side, txt_size=words)
     flow_config = FlowConfig(
         latent_dim=dim,
         grid=(side, side),
@@ -196,18 +189,15 @@ def _built(
     )
     with torch.device("meta"):
         net = VideoFlow(flow_config)
-    wanted: dict[str, tuple[str, str]] = {}
+    wanted: dict[str, str] = {}
     for i, depth in enumerate(layers):
-        theirs, ours = f"blocks.{i}", "net.deep" if i == last else f"net.shallow.{i}"
-        inner = f"{ours}.frames" if i == last else ours
-        wanted |= {f"{theirs}.{name}": ("flow", f"{ours}.{name}") for name in _ends("proj_in", "proj_out")}
-        wanted[f"{theirs}.sos_embed"] = ("flow", f"{ours}.start")
-        wanted[f"{theirs}.final_norm.weight"] = ("flow", f"{inner}.transformer.final_norm.weight")
-        wanted |= _layers(theirs, "flow", f"{inner}.transformer", depth)
+        theirs, ours = f"blocks.{i}", "flow.net.deep" if i == last else f"flow.net.shallow.{i}"
+        inner = f"{ours}.frames.transformer" if i == last else f"{ours}.transformer"
+        wanted |= _network(theirs, ours, inner, depth)
+        wanted[f"{theirs}.sos_embed"] = f"{ours}.start"
+        wanted[f"{theirs}.final_norm.weight"] = f"{inner}.final_norm.weight"
     if reads_text:
-        wanted |= {
-            f"blocks.{last}.proj_txt.{end}": ("flow", f"net.deep.frames.text_in.{end}") for end in ("weight", "bias")
-        }
+        wanted |= _linear(f"blocks.{last}.proj_txt", "flow.net.deep.frames.text_in")
     flow = ReleasedFlow(net, kind=kind, patch_size=config.patch_size)
 
     denoiser = None
@@ -231,22 +221,21 @@ def _built(
             denoiser = ReleasedDenoiser(
                 Denoiser(denoiser_config), patch_size=config.patch_size, is_video=kind == "starflow-v"
             )
-        wanted |= {f"{name}.{end}": ("denoiser", f"net.{end}") for end in _ends("proj_in", "proj_out")}
-        wanted[f"{name}.final_norm.weight"] = ("denoiser", "net.transformer.final_norm.weight")
-        wanted |= _layers(name, "denoiser", "net.transformer", depth)
+        wanted |= _network(name, "denoiser.net", "denoiser.net.transformer", depth)
+        wanted[f"{name}.final_norm.weight"] = "denoiser.net.transformer.final_norm.weight"
         if reads:
-            wanted |= {f"{name}.proj_txt.{end}": ("denoiser", f"net.text_in.{end}") for end in ("weight", "bias")}
+            wanted |= _linear(f"{name}.proj_txt", "denoiser.net.text_in")
     return ReleasedModel(flow=flow, denoiser=denoiser, config=config), wanted
 
 
 def _tarflow(
     config: ReleasedConfig, tensors: Mapping[str, Tensor], layers: tuple[int, ...]
-) -> tuple[ReleasedModel, dict[str, tuple[str, str]]]:
+) -> tuple[ReleasedModel, dict[str, str]]:
     tokens, width = shape(tensors, "blocks.0.pos_embed")
     side = config.pt_seq_len or _root(tokens, "pos_embed")
     classes = shape(tensors, "blocks.0.class_embed")[0] if "blocks.0.class_embed" in tensors else 0
     dim = shape(tensors, "blocks.0.proj_in.weight")[1]
-    config = ReleasedConfig(**{**vars(config), "pt_seq_len": side, "txt_size": 0, "soft_clip": None})
+    config = replace(config, pt_seq_len=side, txt_size=0, soft_clip=None)
     with torch.device("meta"):
         net = TarFlow(
             TarFlowConfig(
@@ -258,14 +247,13 @@ def _tarflow(
                 num_classes=classes,
             )
         )
-    wanted: dict[str, tuple[str, str]] = {}
+    wanted: dict[str, str] = {}
     for i, depth in enumerate(layers):
-        theirs, ours = f"blocks.{i}", f"net.blocks.{i}"
-        wanted |= {f"{theirs}.{name}": ("flow", f"{ours}.{name}") for name in _ends("proj_in", "proj_out")}
-        wanted[f"{theirs}.pos_embed"] = ("flow", f"{ours}.token_positions")
+        theirs, ours = f"blocks.{i}", f"flow.net.blocks.{i}"
+        wanted |= _network(theirs, ours, f"{ours}.transformer", depth)
+        wanted[f"{theirs}.pos_embed"] = f"{ours}.token_positions"
         if classes:
-            wanted[f"{theirs}.class_embed"] = ("flow", f"{ours}.classes")
-        wanted |= _layers(theirs, "flow", f"{ours}.transformer", depth)
+            wanted[f"{theirs}.class_embed"] = f"{ours}.classes"
     flow = ReleasedFlow(net, kind="tarflow", patch_size=config.patch_size)
     return ReleasedModel(flow=flow, denoiser=None, config=config), wanted
 
@@ -277,17 +265,18 @@ def _root(number: int, name: str) -> int:
     return side
 
 
-def _ends(*names: str) -> list[str]:
-    return [f"{name}.{end}" for name in names for end in ("weight", "bias")]
+def _network(theirs: str, ours: str, transformer: str, depth: int) -> dict[str, str]:
+    """What every network has: a projection at both ends, and between them its layers."""
+    pairs = {f"{theirs}.{end}": f"{ours}.{end}" for end in ("proj_in", "proj_out")}
+    for j in range(depth):
+        pairs |= {
+            f"{theirs}.attn_blocks.{j}.{part}": f"{transformer}.blocks.{j}.{name}" for part, name in INSIDE.items()
+        }
+    return {name: place for pair in pairs.items() for name, place in _linear(*pair).items()}
 
 
-def _layers(theirs: str, module: str, ours: str, depth: int) -> dict[str, tuple[str, str]]:
-    return {
-        f"{theirs}.attn_blocks.{j}.{part}.{end}": (module, f"{ours}.blocks.{j}.{name}.{end}")
-        for j in range(depth)
-        for part, name in INSIDE.items()
-        for end in ("weight", "bias")
-    }
+def _linear(theirs: str, ours: str) -> dict[str, str]:
+    return {f"{theirs}.{end}": f"{ours}.{end}" for end in ("weight", "bias")}
 
 
 def _refuse(wanted: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -304,19 +293,20 @@ def _refuse(wanted: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
 
 def _fill(
     model: ReleasedModel,
-    wanted: Mapping[str, tuple[str, str]],
+    wanted: Mapping[str, str],
     tensors: Mapping[str, Tensor],
     *,
     dtype: torch.dtype | None,
     device: torch.device | str,
 ) -> None:
-    """Put each tensor in its place, one after the other; then build what is not stored."""
-    modules: dict[str, nn.Module] = {"flow": model.flow}
+    """Put each tensor in its place, one after the other."""
+    modules = nn.ModuleDict({"flow": model.flow})
     if model.denoiser is not None:
         modules["denoiser"] = model.denoiser
-    for theirs, (module, ours) in wanted.items():
+    modules.eval()
+    for theirs, ours in wanted.items():
         owner, _, name = ours.rpartition(".")
-        place = modules[module].get_submodule(owner)
+        place = modules.get_submodule(owner)
         empty = getattr(place, name)
         tensor = tensors[theirs]
         if tensor.numel() != empty.numel() or tensor.squeeze().shape != empty.squeeze().shape:
