@@ -108,7 +108,7 @@ def test_loss_weighs_pixels_by_their_distance_from_the_mean_frame() -> None:
 
     with torch.no_grad():
         x = codec.encode_pixels(floats)
-        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(7), dtype=x.dtype)
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(7)).double()
         decoded = codec.decode_pixels(x + 0.3 * noise).numpy()
     o, m = floats.numpy(), codec.mean_frame.numpy()
     top = bottom = plain = 0.0

@@ -63,8 +63,8 @@ def test_videos_are_what_the_flow_makes_of_their_noise(past: int, guidance: floa
     generator, context = seeded(), None
     if given is not None:
         assert torch.equal(made[1, :past], torch.from_numpy(given))
-        codes = world.codes(torch.from_numpy(given)[None])
-        context = world.with_noise(codes, generator=generator).expand(2, -1, -1, -1)
+        codes = world.codes(torch.from_numpy(given)[None]).expand(2, -1, -1, -1)
+        context = world.with_noise(codes, generator=generator)
     shape = (2, world.config.flow.num_tokens, world.config.flow.latent_dim)
     z = torch.stack([torch.zeros(shape)] * past + [torch.randn(shape, generator=generator) for _ in range(6 - past)], 1)
     nothing = world._text(None, 2)
@@ -231,3 +231,39 @@ def test_the_command_writes_films(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert said in capsys.readouterr().err
     assert main(["generate", run, "--out", "film.avi"]) == 1
     assert "must end in .mp4, .gif or .png, got '.avi'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("past", [0, 1, 6])
+def test_a_memory_that_starts_anew_reads_the_last_frames_encoded_again(past: int) -> None:
+    world = tiny_world(text_dim=5)
+    given = pictures(world, past) if past else None
+    long = generate(world, frames=9, text="red", given=given, window=5, keep=3, generator=seeded())[0].numpy()
+    generator, video = seeded(), np.zeros((0, *world.config.data.frame_shape), np.uint8) if given is None else given
+    while len(video) < 9:
+        seen = video if len(video) < 5 else video[-3:]
+        more = min(5, len(seen) + 9 - len(video))
+        new = generate(world, frames=more, text="red", given=seen if len(seen) else None, generator=generator)
+        video = np.concatenate((video, new[0, len(seen) :].numpy()))
+    assert np.array_equal(long, video)
+    rolled = generate(world, frames=9, text="red", given=given, generator=seeded())[0].numpy()
+    assert not np.array_equal(long, rolled)
+
+
+def test_actions_go_with_their_frames_when_a_memory_starts_anew() -> None:
+    world = tiny_world()
+    actions = np.random.default_rng(0).uniform(-1, 1, (8, 2)).astype(np.float32)
+    given = pictures(world, 2)
+    long = generate(world, frames=9, given=given, actions=actions, window=4, keep=2, generator=seeded())[0].numpy()
+    generator, video = seeded(), given
+    for first in range(0, 7, 2):
+        count = min(4, 9 - first)
+        part = actions[first : first + count - 1]
+        new = generate(world, frames=count, given=video[-2:], actions=part, generator=generator)
+        video = np.concatenate((video, new[0, 2:].numpy()))
+    assert np.array_equal(long, video)
+
+
+@pytest.mark.parametrize("options", [{"keep": 2}, {"window": 3, "keep": 3}, {"window": 1}, {"window": 4, "keep": 0}])
+def test_a_memory_must_keep_some_frames_and_have_room_for_more(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="keep must be at least 1 and less than window"):
+        generate(tiny_world(), frames=6, **options)  # type: ignore[arg-type]

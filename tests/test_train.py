@@ -16,8 +16,9 @@ from builders import random_actions, tiny_world, write_dataset
 
 from worldflow import checkpoint
 from worldflow.codec import LatentCodec
-from worldflow.data import Dataset
+from worldflow.data import Dataset, gather
 from worldflow.fingerprint import episode_hashes
+from worldflow.joint import JointClips
 from worldflow.latents import LatentBatch, LatentData
 from worldflow.log import METRICS, read_log
 from worldflow.loss import FlowLoss, flow_loss
@@ -232,14 +233,14 @@ class StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("stage", ["codec", "flow"])
+@pytest.mark.parametrize("stage", ["codec", "flow", "joint"])
 def test_resuming_goes_on_as_if_nothing_had_happened(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    options: dict[str, Any] = OPTIONS | {"save_every": 1e-9}
+    options: dict[str, Any] = OPTIONS | {"save_every": 1e-9, "joint": stage == "joint"}
     straight = train(data, out=tmp_path / "straight", **options)
     # `worldflow.train` is the function; the module of that name is reached by its import.
-    target, name = (import_module("worldflow.train"), "flow_loss") if stage == "flow" else (LatentCodec, "loss")
+    target, name = (LatentCodec, "loss") if stage == "codec" else (import_module("worldflow.train"), "flow_loss")
     original, calls = getattr(target, name), [0]
 
     def stops(*arguments: Any, **settings: Any) -> Any:
@@ -485,3 +486,48 @@ def test_full_disk_is_told_and_leaves_no_half_state(
         train(data, out=tmp_path / "run", **OPTIONS)
     assert "\n" not in str(error.value)
     assert not [p.name for p in (tmp_path / "run").iterdir() if "training" in p.name]
+
+
+def test_joint_training_moves_the_encoder_by_the_flow_too(tmp_path: Path, data: Path) -> None:
+    world = train(data, out=tmp_path / "run", joint=True, **OPTIONS)
+    assert not (tmp_path / "run" / "latents.npy").exists()
+    found = read_log(tmp_path / "run")
+    assert any("flow/psnr" in row for row in found) and not any("codec/psnr" in row for row in found)
+    clips = JointClips(dataset=Dataset(data), codec=world.codec.train(), generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    batch = clips.gather(np.array([[0, 0], [1, 2]]), 4)
+    alone = loss(world.train(), replace(batch, codec_loss=None, codec_error=None))
+    (by_flow,) = torch.autograd.grad(alone.above_floor, world.codec.code_out.weight, retain_graph=True)  # type: ignore[union-attr,arg-type]
+    assert by_flow.norm() > 0
+    # Drafts take codes as given.
+    (by_drafts,) = torch.autograd.grad(
+        alone.draft_error,
+        world.codec.code_out.weight,
+        retain_graph=True,
+        allow_unused=True,  # type: ignore[union-attr,arg-type]
+    )
+    assert by_drafts is None or not by_drafts.any()
+
+
+def test_joint_clips_are_those_of_the_finished_codec(tmp_path: Path, data: Path) -> None:
+    world = train(data, out=tmp_path / "run", joint=True, **OPTIONS).eval()
+    dataset = Dataset(data)
+    clips = JointClips(dataset=dataset, codec=world.codec, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    with torch.no_grad():
+        batch = clips.gather(np.array([[0, 1], [2, 0]]), 5)
+    recorded = gather(dataset, np.array([[0, 1], [2, 0]]), 5)
+    torch.testing.assert_close(batch.x, world.codes(recorded.frames))
+    assert torch.equal(batch.valid, recorded.valid) and torch.equal(batch.actions, recorded.actions)
+    assert batch.codec_error is not None and batch.codec_loss is not None
+    # Twice the error costs half the logarithm of two for every pixel value, per value of the latent.
+    per = 32 * 32 * 3 / batch.x[0, 0].numel()
+    through = world.codec.loss(recorded.frames, generator=torch.Generator().manual_seed(0)).total  # type: ignore[operator]
+    torch.testing.assert_close(batch.codec_loss, 0.5 * per * through.log(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"codec": "patch"}, "no codec to train"), ({"codec_from": "runs/other"}, "taken over")],
+)
+def test_joint_needs_a_codec_that_learns(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(joint=True, **options)

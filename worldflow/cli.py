@@ -1,4 +1,4 @@
-"""The command line: `worldflow collect | train | generate | evaluate | score | ship | demo | bench density`.
+"""The command line: `worldflow collect | train | generate | evaluate | score | ship | demo | bench`.
 
 Each command is one dataclass, whose fields are its options and their docstrings its help. A command that cannot do what
 it was asked says why in one line on stderr and ends with 1; one that was not understood, with 2; an interrupted one,
@@ -27,6 +27,7 @@ from worldflow.bench import DensityBench
 from worldflow.checkpoint import load
 from worldflow.data import Dataset
 from worldflow.demo import DemoConfig, demo
+from worldflow.drift import DriftBench
 from worldflow.fidelity import EvaluateConfig, evaluate
 from worldflow.fidelity_text import as_text
 from worldflow.generate import edit, generate, read_frames
@@ -179,6 +180,11 @@ class Generate:
     """Scale of the noise; below 1 draws nearer to the mode."""
     denoise: Literal["none", "tweedie", "denoiser"] = "none"
     """Take the codes' noise off the finished video: by the flow's own gradient, or by a denoiser that learned it."""
+    window: int | None = None
+    """Frames that a memory sees before it starts anew from the last ones, encoded again, as STARFlow-V makes long
+    videos; without it, memory rolls."""
+    keep: int | None = None
+    """With --window: frames that the new memory starts from; three quarters of the window unless given."""
     encoder: str | None = None
     """Where the text encoder is now, if not where it was in training."""
     seed: int = 0
@@ -217,6 +223,8 @@ class Generate:
                 samples=self.samples,
                 temperature=self.temperature,
                 denoise=self.denoise,
+                window=self.window,
+                keep=self.keep,
                 progress=True,
                 **how,
             )
@@ -338,7 +346,7 @@ COMMANDS: dict[str, type | dict[str, type]] = {
     "score": Score,
     "ship": Ship,
     "demo": Demo,
-    "bench": {"density": DensityBench},
+    "bench": {"density": DensityBench, "drift": DriftBench},
 }
 
 

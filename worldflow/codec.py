@@ -22,6 +22,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldflow.randomness import normal
+
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
 
@@ -259,16 +261,27 @@ class LatentCodec(Codec):
             smoothness: Weight of the code's mean squared second difference in time.
             generator: Draws the noise.
         """
+        return self.loss_and_codes(frames, smoothness=smoothness, generator=generator)[0]
+
+    def loss_and_codes(
+        self,
+        frames: UInt8[Tensor, "clip time row column channel"],
+        *,
+        smoothness: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> tuple[CodecLoss, Float[Tensor, "clip time token latent"]]:
+        """As `loss`, and the clean codes that it is about."""
         pixels = self._pad(to_float(frames.flatten(0, 1)))
         x = self.encode_pixels(pixels)
-        noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        noise = normal(tuple(x.shape), generator, device=x.device, dtype=x.dtype)
         error = (self.decode_pixels(x + self.config.noise_std * noise) - pixels).square()
         distance = (pixels - self.mean_frame).abs().mean(1, keepdim=True)
         weight = (1 + distance / self.deviation).clamp(max=50)
-        bend = x.unflatten(0, frames.shape[:2]).diff(n=2, dim=1)
+        codes = x.unflatten(0, frames.shape[:2])
+        bend = codes.diff(n=2, dim=1)
         unevenness = bend.square().mean() if bend.numel() else x.new_zeros(())
         total = (weight * error).mean() / weight.mean() + smoothness * unevenness
-        return CodecLoss(total=total, error=error.mean().detach(), unevenness=unevenness.detach())
+        return CodecLoss(total=total, error=error.mean().detach(), unevenness=unevenness.detach()), codes
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ noise `z` that explains a video under its own text is kept, and another text is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Bool, Float, Shaped, UInt8
 
-__all__ = ["Denoise", "denoised", "edit", "generate", "read_frames"]
+__all__ = ["Conditions", "Denoise", "denoised", "edit", "extended", "generate", "read_frames"]
 
 Denoise = Literal["none", "tweedie", "denoiser"]
 """How to take the codes' noise off."""
@@ -48,11 +49,17 @@ def generate(
     guidance: float = 0.0,
     temperature: float = 1.0,
     denoise: Denoise = "none",
+    window: int | None = None,
+    keep: int | None = None,
     encoder: str | None = None,
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> UInt8[Tensor, "sample time row column channel"]:
-    """Make videos.
+    """Make videos, as long as asked for.
+
+    The world's memory rolls: each frame is drawn from the ones in view, whatever the length. With `window` a long video
+    is drawn as STARFlow-V does it instead: whenever so many frames are there, the last `keep` of them are encoded anew,
+    noise and all, and read by an empty memory.
 
     Args:
         world: A world; one that reads text for prompts.
@@ -66,6 +73,8 @@ def generate(
         guidance: How far to go beyond the text, or, without a text, beyond the actions; 0 draws as the world is.
         temperature: Scale of the noise.
         denoise: How to take the codes' noise off the finished video, beside what the codec's decoder does.
+        window: Frames that a memory sees before it starts anew; None never does.
+        keep: Frames that the new memory starts from; by default three quarters of `window`.
         encoder: Where the text encoder is now, if not where it was in training.
         generator: Draws everything.
         progress: Show a progress bar.
@@ -75,7 +84,7 @@ def generate(
 
     Raises:
         ValueError: If the world reads no text and there is a prompt, it has no denoiser and is asked for one, guidance
-            has nothing to go beyond, or shapes do not fit.
+            has nothing to go beyond, `keep` frames leave no room in `window`, or shapes do not fit.
     """
     _check_denoise(world, denoise)
     prompts = [text] * samples if isinstance(text, str) else None if text is None else list(text)
@@ -90,24 +99,119 @@ def generate(
         raise ValueError("guidance goes beyond a text or actions: give one of them, or no guidance")
     words = None if prompts is None else encoder_of(world, encoder)(prompts).tokens
     features = _features(world, actions, B, frames)
-    is_hidden = torch.full((B,), features is None, device=world.device)
+    is_hidden = features is None
     if features is None:
         features = torch.zeros(B, frames, world.config.flow.action_dim, device=world.device, dtype=world.dtype)
+    first = np.zeros((0, *world.config.data.frame_shape), np.uint8) if given is None else given
+    return extended(
+        world,
+        torch.as_tensor(first).expand(B, *first.shape),
+        features,
+        Conditions(words=words, guidance=guidance, is_hidden=is_hidden),
+        temperature=temperature,
+        denoise=denoise,
+        window=window,
+        keep=keep,
+        generator=generator,
+        progress=progress,
+    )
 
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What videos follow from, beside frames and actions."""
+
+    words: Float[Tensor, "batch word text"] | None = None
+    """Embedded texts; None where there are none."""
+    guidance: float = 0.0
+    """How far to go beyond the text, or, without a text, beyond the actions."""
+    is_hidden: bool = False
+    """Whether nobody says what is done."""
+
+
+@torch.no_grad()
+def extended(
+    world: WorldModel,
+    video: UInt8[Tensor, "batch past row column channel"],
+    features: Float[Tensor, "batch time action"],
+    conditions: Conditions,
+    *,
+    temperature: float = 1.0,
+    denoise: Denoise = "none",
+    window: int | None = None,
+    keep: int | None = None,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+) -> UInt8[Tensor, "batch time row column channel"]:
+    """Videos that go on as long as there are features of actions; as `generate`, each row from frames of its own.
+
+    Args:
+        world: A world.
+        video: First frames, maybe none.
+        features: Feature vectors of the action that led to each frame; a video's first is never read.
+        conditions: What else they follow from.
+        temperature: As in `generate`.
+        denoise: As in `generate`.
+        window: As in `generate`.
+        keep: As in `generate`.
+        generator: As in `generate`.
+        progress: As in `generate`.
+
+    Raises:
+        ValueError: If `keep` frames leave no room in `window`.
+    """
+    if window is not None and keep is None:
+        keep = 3 * window // 4
+    if (window is None and keep is not None) or (window is not None and not 1 <= (keep or 0) < window):
+        raise ValueError(f"keep must be at least 1 and less than window, got keep {keep} and window {window}")
+    frames, video = features.shape[1], video.to(world.device)
+    with tqdm(total=frames - video.shape[1], desc="generate", unit="frame", disable=not progress) as bar:
+        while (done := video.shape[1]) < frames:
+            seen = done if window is None or done < window else keep or 0
+            until = frames if window is None else min(frames, done + window - seen)
+            new = _go_on(
+                world,
+                video[:, done - seen :],
+                features[:, done - seen : until],
+                conditions,
+                temperature=temperature,
+                denoise=denoise,
+                generator=generator,
+                bar=bar,
+            )
+            video = torch.cat((video, new), dim=1)
+    return video.cpu()
+
+
+def _go_on(
+    world: WorldModel,
+    past: UInt8[Tensor, "batch past row column channel"],
+    features: Float[Tensor, "batch time action"],
+    conditions: Conditions,
+    *,
+    temperature: float,
+    denoise: Denoise,
+    generator: torch.Generator | None,
+    bar: tqdm[Any],
+) -> UInt8[Tensor, "batch new row column channel"]:
+    """The frames that follow `past`, which an empty memory reads first, as many as there are features for."""
+    B, frames = features.shape[:2]
+    words, given = conditions.words, past.shape[1]
+    is_hidden = torch.full((B,), conditions.is_hidden, device=world.device)
     read = None
-    if given is not None:
-        codes = world.codes(torch.as_tensor(given)[None])
+    if given:
+        codes = world.codes(past)
         read = world.with_noise(codes, generator=generator), codes
     state = _after(world, read, features, words=words, hide=is_hidden)
     guide = None
-    if guidance:
-        hide = is_hidden | (prompts is None)
+    if conditions.guidance:
+        hide = is_hidden | (words is None)
         without = _after(world, read, features, words=None, hide=hide)
-        guide = Guidance(weight=guidance, state=without, hide_actions=prompts is None)
+        guide = Guidance(weight=conditions.guidance, state=without, hide_actions=words is None)
     shape = (B, world.config.flow.num_tokens, world.config.flow.latent_dim)
     has_shown = world.config.flow.has_shown
     drawn_u, made, seen = [], [], []
-    for t in tqdm(range(past, frames), desc="generate", unit="frame", disable=not progress):
+    for t in range(given, frames):
         z = temperature * normal(shape, generator, device=world.device, dtype=world.dtype)
         drawn = world.flow.draw(state, features[:, t], z, hide_actions=is_hidden, guidance=guide)
         state, guide = drawn.state, drawn.guidance
@@ -118,16 +222,16 @@ def generate(
             seen.append(codes)
             state = world.flow.show(state, codes)
             guide = None if guide is None else _shown(world, guide, codes)
-    if drawn_u and (denoise != "none" or not has_shown):  # otherwise they are decoded already
-        x = world.flow.from_deep(torch.stack(drawn_u, dim=1))
-        shown = torch.stack(seen, dim=1) if has_shown else None
-        if read is not None:
-            x = torch.cat((read[0].expand(B, -1, -1, -1), x), dim=1)
-            shown = None if shown is None else torch.cat((read[1].expand(B, -1, -1, -1), shown), dim=1)
-        clean = denoised(world, x, features, how=denoise, text=words, shown=shown, hide_actions=is_hidden)
-        made = list(world.codec.decode(clean[:, past:]).unbind(1))
-    first = [] if given is None else list(torch.as_tensor(given).to(world.device).expand(B, *given.shape).unbind(1))
-    return torch.stack([*first, *made], dim=1).cpu()
+        bar.update()
+    if denoise == "none" and has_shown:  # all are decoded already
+        return torch.stack(made, dim=1)
+    x = world.flow.from_deep(torch.stack(drawn_u, dim=1))
+    shown = torch.stack(seen, dim=1) if has_shown else None
+    if read is not None:
+        x = torch.cat((read[0], x), dim=1)
+        shown = None if shown is None else torch.cat((read[1], shown), dim=1)
+    clean = denoised(world, x, features, how=denoise, text=words, shown=shown, hide_actions=is_hidden)
+    return world.codec.decode(clean[:, given:])
 
 
 def denoised(
@@ -285,7 +389,7 @@ def _after(
     state = world.begin(len(features), text=words)
     if past is None:
         return state
-    x, codes = (part.expand(len(features), -1, -1, -1) for part in past)
+    x, codes = past
     shown = codes if world.config.flow.has_shown else None
     out = world.flow(x, features[:, : x.shape[1]], shown=shown, hide_actions=hide, state=state)
     assert out.state is not None

@@ -37,6 +37,8 @@ class LatentBatch:
     """Windows of codes; `valid` is False where a short episode was padded.
 
     `symmetry` says which symmetry shows each window, counted from 0, the identity; None: all are as recorded.
+    `codec_loss` is what the frames' reconstruction costs in nats per value of the latent, and `codec_error` the mean
+    squared error of a pixel, where the codec learns, too (`worldflow.joint`).
     """
 
     x: Float32[Tensor, "batch time+1 token latent"]
@@ -47,6 +49,8 @@ class LatentBatch:
     valid: Bool[Tensor, "batch time"]
     symmetry: Int64[Tensor, " batch"] | None = None
     text: Float32[Tensor, "batch word text"] | None = None
+    codec_loss: Float32[Tensor, ""] | None = None
+    codec_error: Float32[Tensor, ""] | None = None
 
     def to(self, device: torch.device | str) -> LatentBatch:
         """The same batch on another device."""

@@ -21,6 +21,7 @@ METRICS = {
     "flow/reward_nll": "NLL of the reward, nats",
     "flow/termination_nll": "NLL of the termination, nats",
     "flow/denoiser_error": "mean squared error of the denoiser beside the scaled gradient of the NLL",
+    "flow/psnr": "as codec/psnr, where the codec learns along with the flow",
     "flow/gradient_norm": "norm of the gradient before clipping",
     "flow/transitions_per_second": "transitions trained on per second",
     "density/bits": "NLL of dequantized images, bits per dimension",

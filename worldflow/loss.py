@@ -4,6 +4,7 @@ Per dimension of a frame's latent, averaged over the valid frames of a clip:
 
     loss = -log p(x~_t | x~_<t, a) / dim + draft_weight |draft_t - u_t|^2 + head_weight (reward NLL + termination NLL)
            + |s(x~) - noise_std * grad_x~ NLL(clip)|^2    where there is a denoiser s
+           + the frames' reconstruction                   where the codec learns, too (`worldflow.joint`)
 
 with `x~ = x + noise_std * eps` drawn anew for every clip. The first term is taken above the noise's own cost, so it can
 be compared between noise levels.
@@ -61,7 +62,7 @@ def flow_loss(
     x = world.with_noise(codes, generator=generator)
     if world.denoiser is not None and torch.is_grad_enabled():
         x.requires_grad_()
-    shown = _shown(batch, generator).to(device) if world.config.flow.has_shown else None
+    shown = _shown(batch, generator).detach().to(device) if world.config.flow.has_shown else None
     hide = torch.rand(B, generator=generator).to(device) < config.action_dropout if world.training else None
     features = world.encode_actions(batch.actions)
     if maps is not None and batch.symmetry is not None:
@@ -87,7 +88,7 @@ def flow_loss(
     draft = out.log_prob.new_zeros(())
     if out.draft is not None:
         # Without shallow blocks `u` is the noisy code, whose mean is the code: as a target it has less variance.
-        target = out.u.detach() if world.config.flow.shallow_layers else codes
+        target = (out.u if world.config.flow.shallow_layers else codes).detach()
         draft = mean((out.draft - target).square().mean((-2, -1))[:, 1:], valid)
     hidden = out.hidden[:, 1:]
     reward = mean(-world.reward.log_prob(hidden, batch.rewards.to(device)), valid)
@@ -101,6 +102,8 @@ def flow_loss(
         error = (score - world.config.codec.noise_std * gradient.detach()).square().mean((-2, -1))
         denoiser = mean(error, is_frame)
         total = total + denoiser
+    if batch.codec_loss is not None:
+        total = total + batch.codec_loss
     return FlowLoss(
         total=total,
         above_floor=above,

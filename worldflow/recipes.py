@@ -31,6 +31,8 @@ class TrainConfig:
     symmetry: Symmetry = "none"
     """Which recordings count as recordings of the same world too: mirror, those seen in a mirror; square, those turned
     by quarter turns as well. Where it is true, it is worth up to eight times the data."""
+    joint: bool = False
+    """Train codec and flow as one, end to end, instead of one after the other (`worldflow.joint`)."""
     codec_from: str | None = None
     """Take over the codec of another run, or of a world that ships, instead of training one."""
     text: str | None = None
@@ -115,6 +117,10 @@ class TrainConfig:
         for name in ("action_dropout", "text_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.joint and self.codec != "latent":
+            raise ValueError("pixels as they are have no codec to train: leave out joint, or use codec 'latent'")
+        if self.joint and self.codec_from is not None:
+            raise ValueError("a codec that is taken over is not trained: leave out joint or codec_from")
         if not 0 < self.codec_share < 1:
             raise ValueError(f"codec_share must be in (0, 1), got {self.codec_share}")
 

@@ -1,4 +1,7 @@
-"""Train a world from recorded episodes: the codec first, then every frame encoded once, then the flow on the codes."""
+"""Train a world from recorded episodes: the codec first, then every frame encoded once, then the flow on the codes.
+
+Or codec and flow as one (`TrainConfig.joint`), codes made anew in every step.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ from worldflow.fit import CODEC, FLOW, FitState, Stage, fit
 from worldflow.heads import RewardSupport
 from worldflow.hints import did_you_mean
 from worldflow.index import sample_index, window_index
+from worldflow.joint import JointClips
 from worldflow.latents import LatentData, encode_dataset, sample_frames
 from worldflow.log import TrainLog
 from worldflow.loss import flow_loss
@@ -149,17 +153,22 @@ class _Run:
         if config.codec_from is not None:
             if self.saved is None:
                 self._take_codec(world, config.codec_from)
-        elif isinstance(world.codec, LatentCodec):
+        elif isinstance(world.codec, LatentCodec) and not config.joint:
             self._fit_codec(world, world.codec, log)
-        world.codec.eval().requires_grad_(False)
         world.contexts = self._contexts(world.config.flow.window)
-        latents = self._encode(world)
+        if config.joint:
+            clips = self._joint_clips(world)
+        else:
+            world.codec.eval().requires_grad_(False)
+            clips = self._encode(world)
         if captions is not None:
-            latents = replace(latents, texts=captions.texts, text_of=captions.text_of)
-        self._fit_flow(world, latents, lengths, log)
+            clips = replace(clips, texts=captions.texts, text_of=captions.text_of)
+        self._fit_flow(world, clips, lengths, log)
+        if isinstance(world.codec, LatentCodec) and config.joint:
+            self._settle_statistics(world.codec, self._sampled_frames()[0])
         world.eval()
         self._save_world(world)
-        (self.folder / "latents.npy").unlink()
+        (self.folder / "latents.npy").unlink(missing_ok=True)
         return world
 
     def _captions(self, encoder: str) -> Captions:
@@ -201,14 +210,10 @@ class _Run:
         if self.saved is not None and self.saved.stage == FLOW.name:
             return
         config = self.config
-        sampled = sample_frames(self.dataset, config.codec_frames, generator=self.generator)
-        frames, clips = (torch.from_numpy(array) for array in sampled)
+        frames, clips = self._sampled_frames()
         batch = -(-config.codec_batch // clips.shape[1])
         if self.saved is None:
-            some = frames[torch.randperm(len(frames), generator=self.generator)[:4096]]
-            pixels = to_float(self._as_shown(some))
-            mean = pixels.mean(0)
-            codec.set_mean_frame(mean, float((pixels - mean).abs().mean()))
+            self._find_mean_frame(codec, frames)
         codec.train()
 
         def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
@@ -237,6 +242,16 @@ class _Run:
         )
         self._settle_statistics(codec, frames)
 
+    def _sampled_frames(self) -> tuple[Tensor, Tensor]:
+        sampled = sample_frames(self.dataset, self.config.codec_frames, generator=self.generator)
+        return torch.from_numpy(sampled[0]), torch.from_numpy(sampled[1])
+
+    def _find_mean_frame(self, codec: LatentCodec, frames: Tensor) -> None:
+        some = frames[torch.randperm(len(frames), generator=self.generator)[:4096]]
+        pixels = to_float(self._as_shown(some))
+        mean = pixels.mean(0)
+        codec.set_mean_frame(mean, float((pixels - mean).abs().mean()))
+
     def _settle_statistics(self, codec: LatentCodec, frames: Tensor) -> None:
         """Replace the running statistics of the code by those of the final encoder over many frames."""
         codec.normalize.reset_running_stats()
@@ -259,6 +274,19 @@ class _Run:
 
     # -- the flow ---------------------------------------------------------------------------------------------------
 
+    def _joint_clips(self, world: WorldModel) -> JointClips:
+        """Clips whose codes are made as they are asked for, by a codec that learns."""
+        assert isinstance(world.codec, LatentCodec)
+        if self.saved is None:
+            self._find_mean_frame(world.codec, self._sampled_frames()[0])
+        return JointClips(
+            dataset=self.dataset,
+            codec=world.codec,
+            smoothness=self.config.codec_smoothness,
+            symmetries=self.symmetries,
+            generator=self.generator,
+        )
+
     def _encode(self, world: WorldModel) -> LatentData:
         total = len(self.symmetries) * int(np.sum(np.asarray(self.dataset.lengths) + 1))
         path = self.folder / "latents.npy"
@@ -272,18 +300,18 @@ class _Run:
                 bar.update(done - bar.n)
         raise AssertionError("encode_dataset ends with the encoded data set")
 
-    def _fit_flow(self, world: WorldModel, latents: LatentData, lengths: np.ndarray, log: TrainLog) -> None:
+    def _fit_flow(self, world: WorldModel, source: LatentData | JointClips, lengths: np.ndarray, log: TrainLog) -> None:
         config = self.config
         length = config.length or 2 * world.config.flow.window
         episodes = self.dataset.episodes("train")
         held_out = window_index(lengths, length, stride=length, episodes=self.dataset.episodes("held_out"))
         order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(config.seed))
-        look = latents.gather(held_out[order[: config.eval_clips].numpy()], length)
+        looked_at = held_out[order[: config.eval_clips].numpy()]
 
         def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
             index = sample_index(lengths, length, config.batch, generator=self.generator, episodes=episodes)
             which = torch.randint(len(self.symmetries), (len(index),), generator=self.generator)
-            clips = latents.gather(index, length, symmetry=which)
+            clips = source.gather(index, length, symmetry=which)
             loss = flow_loss(world, clips, generator=self.generator, config=config, maps=self.maps)
             return loss.total, {
                 "flow/above_floor": loss.above_floor.detach(),
@@ -291,18 +319,23 @@ class _Run:
                 "flow/reward_nll": loss.reward_nll.detach(),
                 "flow/termination_nll": loss.termination_nll.detach(),
                 **({} if world.denoiser is None else {"flow/denoiser_error": loss.denoiser_error.detach()}),
+                **({} if clips.codec_error is None else {"flow/psnr": 10 * torch.log10(4 / clips.codec_error)}),
             }
 
         def look_at_held_out() -> dict[str, float]:
             world.eval()
+            fixed = source
+            if isinstance(source, JointClips):
+                fixed = replace(source, generator=torch.Generator().manual_seed(0))
             with torch.no_grad():
+                look = fixed.gather(looked_at, length)
                 plain, swapped = (
                     flow_loss(world, look, generator=torch.Generator().manual_seed(0), config=config, swap=swap)
                     for swap in (False, True)
                 )
             self._picture(world)
             world.train()
-            world.codec.eval()
+            world.codec.train(config.joint)
             return {
                 "held_out/above_floor": float(plain.above_floor),
                 "held_out/action_gap": float(swapped.above_floor - plain.above_floor),
@@ -311,8 +344,8 @@ class _Run:
             }
 
         world.train()
-        world.codec.eval()
-        trains_codec = isinstance(world.codec, LatentCodec) and config.codec_from is None
+        world.codec.train(config.joint)
+        trains_codec = isinstance(world.codec, LatentCodec) and config.codec_from is None and not config.joint
         codec_share = config.codec_share if trains_codec else 0.0
         minutes = None if config.minutes is None else config.minutes * (1 - codec_share)
         self._fit(
