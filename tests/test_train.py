@@ -493,18 +493,15 @@ def test_joint_training_moves_the_encoder_by_the_flow_too(tmp_path: Path, data: 
     assert not (tmp_path / "run" / "latents.npy").exists()
     found = read_log(tmp_path / "run")
     assert any("flow/psnr" in row for row in found) and not any("codec/psnr" in row for row in found)
-    clips = JointClips(dataset=Dataset(data), codec=world.codec.train(), generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    codec: Any = world.codec.train()
+    clips = JointClips(dataset=Dataset(data), codec=codec, generator=torch.Generator().manual_seed(0))
     batch = clips.gather(np.array([[0, 0], [1, 2]]), 4)
     alone = loss(world.train(), replace(batch, codec_loss=None, codec_error=None))
-    (by_flow,) = torch.autograd.grad(alone.above_floor, world.codec.code_out.weight, retain_graph=True)  # type: ignore[union-attr,arg-type]
+    encoder = codec.code_out.weight
+    (by_flow,) = torch.autograd.grad(alone.above_floor, encoder, retain_graph=True)
     assert by_flow.norm() > 0
     # Drafts take codes as given.
-    (by_drafts,) = torch.autograd.grad(
-        alone.draft_error,
-        world.codec.code_out.weight,
-        retain_graph=True,
-        allow_unused=True,  # type: ignore[union-attr,arg-type]
-    )
+    (by_drafts,) = torch.autograd.grad(alone.draft_error, encoder, retain_graph=True, allow_unused=True)
     assert by_drafts is None or not by_drafts.any()
 
 
