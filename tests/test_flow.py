@@ -213,7 +213,7 @@ def test_drawing_inverts_scoring(flow: VideoFlow, method: Method) -> None:
         _, shallow = flow.to_deep(x[:, t : t + 1])
         total = drawn.log_prob + shallow[:, 0].sum(-1)
         torch.testing.assert_close(total, out.log_prob[:, t], rtol=1e-8, atol=1e-8)
-        assert drawn.sweeps <= flow.config.num_tokens
+        assert drawn.sweeps <= flow.deep.frames.slots
         looks = seen(flow, found)
         state = flow.show(drawn.state, looks["shown"]) if looks else drawn.state
 

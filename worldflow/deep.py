@@ -31,6 +31,9 @@ from worldflow.jacobi import AffineConditional
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int64
 
+    from worldflow.draw import FrameMap
+    from worldflow.open_frame import OpenFrame
+
 __all__ = ["DeepBlock", "FrameTransformer", "roll_in"]
 
 
@@ -86,6 +89,7 @@ class FrameTransformer(nn.Module):
         self.text_base = text_base
         self.register_buffer("positions", positions, persistent=False)
         self.positions: Tensor
+        self._turned: Tensor | None = None
 
     def empty_cache(self, batch_size: int, *, device: torch.device, dtype: torch.dtype) -> KeyValue:
         """A cache that has seen nothing: `window - 1` frames of masked slots."""
@@ -137,6 +141,17 @@ class FrameTransformer(nn.Module):
             device=device,
         )
         return rotary, F.pad(mask, (words, 0), value=True)
+
+    def rotation(self, count: Int64[Tensor, " batch"], *, dtype: torch.dtype) -> Tensor:
+        """Rotations of the slots of the frame that follows `count` frames, complex `(batch, slot, head_dim / 2)`."""
+        frequencies = self.rotary.frequencies
+        if self._turned is None or self._turned.device != frequencies.device:
+            places = self.positions.to(torch.float64)
+            places[:, 2] = 0
+            self._turned = self.rotary(places, dtype=torch.float64)
+        angles = count[:, None].double() * frequencies[2]
+        turned = torch.polar(torch.ones_like(angles), angles)[:, None] * self._turned
+        return turned if dtype == torch.float64 else turned.to(torch.complex64)
 
     def forward(
         self,
@@ -309,5 +324,35 @@ class DeepBlock(nn.Module):
             hidden, new = self.frames.transformer(inputs, rotary[:, first:last], mask=visible, past=past)
             mu, sigma = self._affine(hidden, hint)
             return mu, sigma, new
+
+        return parameters
+
+    def frame_map(
+        self, frame: OpenFrame, *, lead: Float[Tensor, "batch width"], draft: Float[Tensor, "batch token latent"] | None
+    ) -> FrameMap:
+        """The map of one coming frame that is thought over in place.
+
+        The frame's rows may be several times those of the tokens: each of these times they read the same tokens.
+        """
+        hint = None if self.draft_in is None or draft is None else self.draft_in(draft)
+        center = None if self.draft_gate is None or draft is None else self.draft_gate * draft
+        N = self.num_tokens
+
+        def parameters(x: Tensor, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
+            read = x[:, max(first - 1, 0) : last - 1]
+            if len(lead) > len(x):
+                read = read.repeat(len(lead) // len(x), 1, 1)
+            slots = self.proj_in(read)
+            if first == 0:
+                slots = torch.cat((lead[:, None], slots), dim=1)
+            until = min(last, N)
+            if hint is not None and first < N:
+                told = hint[:, first:until]
+                slots = slots + (told if last <= N else F.pad(told, (0, 0, 0, last - N)))
+            hidden = frame(slots, first)
+            mu, sigma = affine_parameters(self.proj_out(hidden[:, : until - first]), soft_clip=self.soft_clip)
+            if center is not None:
+                mu = mu + center[:, first:until]
+            return mu, sigma, hidden
 
         return parameters

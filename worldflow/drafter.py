@@ -28,6 +28,8 @@ from worldflow.deep import FrameTransformer
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int64
 
+    from worldflow.open_frame import OpenFrame
+
 __all__ = ["Drafter"]
 
 
@@ -101,7 +103,8 @@ class Drafter(nn.Module):
         is_hidden: Bool[Tensor, "batch time"],
         past: KeyValue | None = None,
         count: Int64[Tensor, " batch"] | None = None,
-    ) -> tuple[Float[Tensor, "batch time token latent"], KeyValue]:
+        frame: OpenFrame | None = None,
+    ) -> tuple[Float[Tensor, "batch time token latent"], KeyValue | None]:
         """Draft frames.
 
         Args:
@@ -113,6 +116,7 @@ class Drafter(nn.Module):
             is_hidden: Frames whose action is not shown.
             past: Text, and behind it the rolling cache of the frames before where `count` is given.
             count: How many frames each row has seen before; None at the start of a sequence, without a cache.
+            frame: Where to draft a single frame; what it leaves stays in there.
         """
         has_one, has_two = (index >= 1)[..., None], (index >= 2)[..., None]
         last = torch.where(has_one[..., None], previous, 0.0)
@@ -126,7 +130,10 @@ class Drafter(nn.Module):
         if self.has_memory:
             told.append(torch.where(has_one[..., None], mean - previous, 0.0))
         slots = self.proj_in(torch.cat(told, dim=-1)) + context[..., None, :]
-        hidden, new = self.frames(slots, past=past, count=count)
+        if frame is None:
+            hidden, new = self.frames(slots, past=past, count=count)
+        else:
+            hidden, new = frame(slots[:, 0], 0)[:, None], None
         added = self.proj_out(hidden)
         added = added if added.dtype == torch.float64 else added.float()
         return sum((keep * part for keep, part in zip(self.carry, told, strict=True)), added), new

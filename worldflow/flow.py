@@ -33,11 +33,12 @@ from worldflow.attention import KeyValue
 from worldflow.autoregressive import AffineBlock, standard_normal_log_prob
 from worldflow.deep import DeepBlock, roll_in
 from worldflow.drafter import Drafter
+from worldflow.draw import draw_frame
 from worldflow.flow_config import FlowConfig
 from worldflow.flow_types import DrawnFrame, FlowOutput, Guidance
-from worldflow.guidance import guided, sharpen
-from worldflow.jacobi import Method, invert
+from worldflow.jacobi import Method
 from worldflow.memory import exchange_last, running_means
+from worldflow.open_frame import OpenFrame
 from worldflow.state import WorldState
 from worldflow.weights import sharing
 
@@ -207,8 +208,8 @@ class VideoFlow(nn.Module):
         before = u.new_zeros(B, 2, *u.shape[2:]) if state is None else state.latents.to(u.dtype)
         seen = u if shown is None else shown
         history = torch.cat((before, seen), dim=1)
-        means = self._running_means(seen, state)
-        draft, draft_new, lead = self._look_ahead(
+        means = self.running_means(seen, state)
+        draft, draft_new, lead = self.look_ahead(
             history[:, :-1],
             means[:, :-1],
             actions,
@@ -229,7 +230,7 @@ class VideoFlow(nn.Module):
             u=u,
             draft=draft,
             hidden=out.hidden,
-            state=None if state is None else self._advance(state, history[:, -2:], means[:, -1], T, out.new, draft_new),
+            state=None if state is None else self.advance(state, history[:, -2:], means[:, -1], T, out.new, draft_new),
         )
 
     def draw(
@@ -245,8 +246,7 @@ class VideoFlow(nn.Module):
     ) -> DrawnFrame:
         """The next frame in `u` that the deep block maps to `z`.
 
-        Solved to `tolerance`, then passed through the block once more: that pass gives the keys and values of exactly
-        the returned tokens, and their exact log-likelihood.
+        Solved to `tolerance`; memory and log-likelihood are exactly those of the returned tokens (`worldflow.draw`).
 
         The state after it takes `u` for what is shown of the frame; where the flow is made for codes of shown frames,
         the caller puts them into its place (`show`) before it goes on.
@@ -260,42 +260,15 @@ class VideoFlow(nn.Module):
             hide_actions: Rows that do not see their action.
             guidance: Sample what the condition makes more likely, at twice the cost.
         """
-        B = len(z)
-        actions = None if action is None else action[:, None]
-        both, copies = state, 1
-        if guidance is not None:
-            both, copies = WorldState.cat((state, guidance.state)), 2
-            actions = None if actions is None else torch.cat((actions, actions))
-            shown = torch.zeros(B, dtype=torch.bool, device=z.device) if hide_actions is None else hide_actions
-            hide_actions = torch.cat((shown, torch.full_like(shown, guidance.hide_actions) | shown))
-        draft, draft_new, lead = self._look_ahead(
-            both.latents, both.mean[:, None], actions, hide_actions=hide_actions, state=both
-        )
-        past = _cache(both.deep_keys, both.deep_values)
-        flat_draft = None if draft is None else draft[:, 0]
-        if flat_draft is not None:
-            start = flat_draft[:B]
-        else:
-            start = torch.where(state.count[:, None, None] > 0, state.latents[:, 1], z)
-        words = past.num_slots - self.deep.frames.cached
-        conditional = self.deep.conditional(
-            lead=lead[:, 0], draft=flat_draft, count=both.count, words=words, dtype=z.dtype
-        )
-        if guidance is not None:
-            conditional = guided(conditional, guidance.weight, rule=sharpen)
-        solution = invert(conditional, z, start=start, method=method, past=past, tolerance=tolerance)
-        u = solution.x[:, None].repeat(copies, 1, 1, 1)
-        out = self.deep(u, lead=lead, draft=draft, past=past, count=both.count)
-        log_prob = standard_normal_log_prob((u - out.mu) / out.sigma) - out.sigma.log().sum((-2, -1))
-        mean = self._running_means(u, both)[:, -1]
-        after = self._advance(both, torch.cat((both.latents[:, 1:], u), dim=1), mean, 1, out.new, draft_new)
-        return DrawnFrame(
-            u=solution.x,
-            log_prob=log_prob[:B, 0],
-            hidden=out.hidden[:B, 0],
-            state=after if guidance is None else after[:B],
-            guidance=None if guidance is None else replace(guidance, state=after[B:]),
-            sweeps=solution.sweeps,
+        return draw_frame(
+            self,
+            state,
+            action,
+            z,
+            method=method,
+            tolerance=tolerance,
+            hide_actions=hide_actions,
+            guidance=guidance,
         )
 
     @torch.no_grad()
@@ -380,7 +353,7 @@ class VideoFlow(nn.Module):
             mean = exchange_last(mean, state.latents[:, 1], codes, count=state.count, memory=self.config.memory)
         return replace(state, latents=torch.stack((state.latents[:, 0], codes), dim=1), mean=mean)
 
-    def _running_means(
+    def running_means(
         self, seen: Float[Tensor, "batch time token latent"], state: WorldState | None
     ) -> Float[Tensor, "batch time+1 token latent"]:
         """The running mean before the first frame and after each of them; zeros where nothing is remembered."""
@@ -391,7 +364,7 @@ class VideoFlow(nn.Module):
         count = torch.zeros(B, dtype=torch.int64, device=seen.device) if state is None else state.count
         return running_means(seen, start, count=count, memory=self.config.memory)
 
-    def _look_ahead(
+    def look_ahead(
         self,
         before: Float[Tensor, "batch time+1 token latent"],
         means: Float[Tensor, "batch time token latent"],
@@ -401,11 +374,13 @@ class VideoFlow(nn.Module):
         state: WorldState | None,
         text: KeyValue | None = None,
         detach_lead: bool = False,
+        frame: OpenFrame | None = None,
     ) -> tuple[Tensor | None, KeyValue | None, Tensor]:
         """What is known of each frame before it is there: its draft, what drafting leaves, and its lead slot.
 
         `before` holds `u`, or what is shown, of the two frames before the first one, then of all frames but the last;
-        `means` the running mean before each frame.
+        `means` the running mean before each frame. A single frame may be drafted in `frame`, where what drafting leaves
+        then is.
         """
         B, T = len(before), before.shape[1] - 1
         count = None if state is None else state.count
@@ -423,6 +398,7 @@ class VideoFlow(nn.Module):
                 is_hidden=is_hidden,
                 past=text if state is None else _cache(state.draft_keys, state.draft_values),
                 count=count,
+                frame=frame,
             )
         led = actions.detach() if detach_lead and actions is not None else actions
         lead = self.deep.lead(led, is_first=index == 0, is_hidden=is_hidden, before=before[:, 1:, -1])
@@ -440,7 +416,7 @@ class VideoFlow(nn.Module):
         text = text.to(self.deep.start)
         return self.deep.frames.read_text(text), None if self.drafter is None else self.drafter.frames.read_text(text)
 
-    def _advance(
+    def advance(
         self,
         state: WorldState,
         latents: Tensor,
@@ -449,6 +425,7 @@ class VideoFlow(nn.Module):
         deep: KeyValue,
         draft: KeyValue | None,
     ) -> WorldState:
+        """The state after some frames, from what they leave."""
         cache = _cache(state.deep_keys, state.deep_values)
         words = cache.num_slots - self.deep.frames.cached
         deep = roll_in(cache, deep, kept=words)
