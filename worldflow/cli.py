@@ -23,7 +23,9 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from worldflow import __version__
+from worldflow.ablation import DenoiseBench
 from worldflow.bench import DensityBench
+from worldflow.bench_speed import DataBench, SampleBench, StepBench, TrainBench
 from worldflow.checkpoint import load
 from worldflow.data import Dataset
 from worldflow.demo import DemoConfig, demo
@@ -346,7 +348,15 @@ COMMANDS: dict[str, type | dict[str, type]] = {
     "score": Score,
     "ship": Ship,
     "demo": Demo,
-    "bench": {"density": DensityBench, "drift": DriftBench},
+    "bench": {
+        "step": StepBench,
+        "sample": SampleBench,
+        "train": TrainBench,
+        "data": DataBench,
+        "drift": DriftBench,
+        "denoise": DenoiseBench,
+        "density": DensityBench,
+    },
 }
 
 
