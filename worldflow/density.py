@@ -76,6 +76,8 @@ class FitConfig:
     are."""
     look_seconds: float = 5.0
     """Seconds from one look at the validation images to the next."""
+    codec_share: float = 0.25
+    """Share of the minutes that go to a code of images, where one has to be learned first."""
     patience: float = math.inf
     """Stop when validation has not improved for this share of the minutes."""
     seed: int = 0
@@ -87,6 +89,8 @@ class FitConfig:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if not 0 < self.codec_share < 1:
+            raise ValueError(f"codec_share must be between 0 and 1, got {self.codec_share}")
         for name in ("hidden_labels", "average"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")

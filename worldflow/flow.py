@@ -35,7 +35,7 @@ from worldflow.deep import DeepBlock, roll_in
 from worldflow.drafter import Drafter
 from worldflow.flow_config import FlowConfig
 from worldflow.flow_types import DrawnFrame, FlowOutput, Guidance
-from worldflow.guidance import guided, sharpen
+from worldflow.guidance import guided
 from worldflow.jacobi import Method, invert
 from worldflow.memory import exchange_last, running_means
 from worldflow.state import WorldState
@@ -282,7 +282,7 @@ class VideoFlow(nn.Module):
             lead=lead[:, 0], draft=flat_draft, count=both.count, words=words, dtype=z.dtype
         )
         if guidance is not None:
-            conditional = guided(conditional, guidance.weight, rule=sharpen)
+            conditional = guided(conditional, guidance.weight, rule=guidance.rule)
         solution = invert(conditional, z, start=start, method=method, past=past, tolerance=tolerance)
         u = solution.x[:, None].repeat(copies, 1, 1, 1)
         out = self.deep(u, lead=lead, draft=draft, past=past, count=both.count)
