@@ -14,7 +14,7 @@ the images themselves cost, the negative evidence lower bound (`worldflow.elbo`)
     log P(o | c) >= E_q [ log P(o | x~) + log p(x~ | c) - log q(x~ | o) ],   q = N(x, noise_std^2)
 
 The decoder is trained on noisy codes, so it takes the noise of a sample off by itself; `denoised` is Tweedie's step
-before it, along the flow's own gradient.
+along the flow's own gradient, for codes that are pixels.
 
 Reference: Gu et al., 2025, STARFlow, arXiv 2506.06276.
 """
@@ -268,7 +268,7 @@ class LatentImageFlow(nn.Module):
         count: int | None = None,
         guidance: float = 0.0,
         rule: Rule = sharpen,
-        denoise: bool = True,
+        denoise: bool | None = None,
         method: Method = "jacobi",
         generator: torch.Generator,
     ) -> Int64[Tensor, "batch row column channel"]:
@@ -280,7 +280,9 @@ class LatentImageFlow(nn.Module):
             count: How many, where there are neither labels nor texts.
             guidance: How far to go from what is likely without the condition to what is likely with it.
             rule: How, of `worldflow.guidance`.
-            denoise: Take a step of Tweedie's before the decoder takes the noise off.
+            denoise: Take Tweedie's step before codes are decoded; by default where codes are the pixels themselves. The
+                decoder of a learned code takes the noise off, and does it better from codes as they are: on digits it
+                is off by 0.71 levels, after that step by 0.75.
             method: How to invert the flow.
             generator: Of the noise.
 
@@ -301,6 +303,8 @@ class LatentImageFlow(nn.Module):
         z = normal(shape, generator, dtype=self.flow.deep.start.dtype)
         drawn = self.flow.draw(state, None, z, method=method, tolerance=1e-5, guidance=guide)
         x = self.flow.from_deep(drawn.u, method=method)
+        if denoise is None:
+            denoise = self.config.code == "patch"
         return self.decode(self.denoised(x, label, text=text) if denoise else x)
 
     def denoised(
