@@ -13,7 +13,7 @@ import torch
 from builders import randomize
 from torch import Tensor
 
-from worldflow.bench import digits
+from worldflow.bench_flows import digits
 from worldflow.codec import LatentCodec
 from worldflow.density import FitConfig, LabelledImages
 from worldflow.elbo import log_mass

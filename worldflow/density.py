@@ -26,7 +26,7 @@ from worldflow.muon import has_bfloat16
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64, Shaped
 
-__all__ = ["DENSITY", "DensityFit", "FitConfig", "LabelledImages", "fit_density"]
+__all__ = ["DENSITY", "DensityFit", "FitConfig", "LabelledImages", "NeverFiniteError", "fit_density"]
 
 DENSITY = Stage(name="density", headline="density/bits", rate="density/images_per_second")
 
@@ -110,6 +110,10 @@ class DensityFit:
     """Steps that were taken."""
 
 
+class NeverFiniteError(ValueError):
+    """No look at the validation images found a finite density."""
+
+
 class _NoGain(Exception):  # noqa: N818  (it ends a fit, it is no error)
     """Validation has not improved for long."""
 
@@ -143,6 +147,9 @@ def fit_density(
 
     Returns:
         What it came to.
+
+    Raises:
+        NeverFiniteError: If validation bits never were.
     """
     generator = torch.Generator().manual_seed(config.seed)
     batch_loss = loss(module, generator)
@@ -209,7 +216,7 @@ def fit_density(
             clock=clock,
         )
     if not best:
-        raise ValueError("validation was never finite: lower the learning rate")
+        raise NeverFiniteError("validation was never finite: lower the learning rate")
     module.load_state_dict(best)
     module.eval()
     return DensityFit(validation_bits=best_bits, best_seconds=best_seconds, seconds=clock() - begin, steps=steps)
