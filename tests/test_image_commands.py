@@ -45,7 +45,7 @@ def test_codes_are_learned_and_drawn(file: Path, tmp_path: Path, capsys: pytest.
     assert isinstance(model, LatentImageFlow)
     assert (told["images"], told["classes"], model.config.num_classes) == (18, "0 0, 1 1", 2)
     assert told["parameters"] == sum(p.numel() for p in model.parameters())
-    assert told["bits_per_dim"] > 0
+    assert told["validation_bits_per_dim"] > 0
     words = ["--samples", "3", "--guidance", "1", "--rule", "extrapolate", "--denoise", "tweedie", "--json"]
     drawn = tmp_path / "drawn.npz"
     assert run(capsys, "images", "sample", out, "--out", str(drawn), *words)["drawn"] == 6
@@ -73,7 +73,7 @@ def test_pixels_are_learned_without_classes(file: Path, tmp_path: Path, capsys: 
     assert isinstance(model, ImageFlow)
     assert model.config.num_classes == 0
     assert "classes" not in told
-    assert told["bits_per_dim"] > 0
+    assert told["validation_bits_per_dim"] > 0
     assert run(capsys, "images", "sample", out, "--out", str(tmp_path / "d.npz"), "--json")["drawn"] == 8
     assert "this flow has no classes" in failure(capsys, "images", "sample", out, "--out", "a.png", "--classes", "1")
 
@@ -170,6 +170,7 @@ def test_mistakes_are_named(tmp_path: Path, file: Path, capsys: pytest.CaptureFi
     train = ("images", "train", str(file), "--out", str(tmp_path / "out"))
     assert "has no captions, but --text is given" in failure(capsys, *train, "--text", "somewhere")
     assert "leave --space and --unconditional out" in failure(capsys, *train, "--text", "some", "--unconditional")
+    assert "--out must name a file" in failure(capsys, *train[:-1], str(tmp_path))
     assert "held_out must be between 0 and 1" in failure(capsys, *train, "--held-out", "1")
     assert "too few to hold 0.001 of them out" in failure(capsys, *train, "--held-out", "0.001")
     with pytest.raises(ValueError, match=r"written as \.npz or \.png"):

@@ -30,6 +30,9 @@ __all__ = ["DENSITY", "DensityFit", "FitConfig", "LabelledImages", "NeverFiniteE
 
 DENSITY = Stage(name="density", headline="density/bits", rate="density/images_per_second")
 
+LOOK_BATCH = 512
+"""Validation images that are looked at together."""
+
 DensityLoss = Callable[["Shaped[Tensor, 'batch *image']", "Int64[Tensor, ' batch']"], "Float[Tensor, ' batch']"]
 """From images and labels (-1 for none) to their NLL in bits per dimension, drawing whatever noise it needs."""
 
@@ -179,7 +182,9 @@ def fit_density(
             return look(mean)
         fixed = torch.Generator().manual_seed(config.seed + 1)
         labels = validation.labels if config.hidden_labels < 1 else torch.full_like(validation.labels, -1)
-        return float(loss(mean, fixed)(validation.images, labels).mean())
+        bits = loss(mean, fixed)
+        parts = torch.arange(len(validation)).split(LOOK_BATCH)
+        return float(torch.cat([bits(validation.images[part], labels[part]) for part in parts]).mean())
 
     def look_now() -> dict[str, float]:
         nonlocal best, best_bits, best_seconds

@@ -17,6 +17,9 @@ from worldflow.text_condition import Captions, embed_captions, encoder_for
 
 __all__ = ["SampleImages", "TrainImages"]
 
+MOST_MEASURED = 1024
+"""Validation images whose bits are measured in the end."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainImages:
@@ -63,6 +66,8 @@ class TrainImages:
 
     def __call__(self) -> dict[str, Any]:
         """Train."""
+        if Path(self.out).is_dir():
+            raise IsADirectoryError(f"--out must name a file to write, got the folder {self.out}")
         data = read_images(self.data)
         captions = self._captions(data)
         numbers = torch.from_numpy(captions.text_of) if captions is not None else data.labels
@@ -82,17 +87,12 @@ class TrainImages:
             "num_classes": classes,
             "patch_size": self.patch_size,
         }
-        points = torch.Generator().manual_seed(self.config.seed)
-        labels = validation.labels if classes else None
-        bits = None
         if self.space == "pixels":
             blocks = tuple(max(1, self.layers // 4) for _ in range(4))
             pixels = ImageConfig(
                 layers=blocks, width=self.width, noise_std=self.noise_std or 0.0, dropout=self.dropout, **same
             )
             model, found = train_images(train, validation, config=pixels, **how)
-            if not pixels.noise_std:
-                bits = model.bits(validation.images, labels, generator=points)
         else:
             codes = LatentImageConfig(
                 text=None if captions is None else captions.spec,
@@ -105,8 +105,6 @@ class TrainImages:
                 **same,
             )
             model, found = train_images(train, validation, config=codes, captions=captions, **how)
-            text = None if captions is None else captions.texts[validation.labels]
-            bits = model.bits(validation.images, labels, text=text, generator=points)
         result = {
             "model": str(save_images(self.out, model)),
             "images": len(train),
@@ -115,8 +113,12 @@ class TrainImages:
         }
         if classes:
             result["classes"] = ", ".join(f"{number} {name}" for number, name in enumerate(data.classes))
-        if bits is not None:
-            result["bits_per_dim"] = bits.mean
+        if self.space == "codes" or not self.noise_std:
+            some = validation[torch.arange(min(len(validation), MOST_MEASURED))]
+            given = {} if captions is None else {"text": captions.texts[some.labels]}
+            points = torch.Generator().manual_seed(self.config.seed)
+            bits = model.bits(some.images, some.labels if classes else None, generator=points, **given)
+            result["validation_bits_per_dim"] = bits.mean
         return result
 
     def _captions(self, data: ImageData) -> Captions | None:
