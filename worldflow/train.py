@@ -235,6 +235,10 @@ class _Run:
             minutes=minutes,
             items=batch * clips.shape[1],
         )
+        self._settle_statistics(codec, frames)
+
+    def _settle_statistics(self, codec: LatentCodec, frames: Tensor) -> None:
+        """Replace the running statistics of the code by those of the final encoder over many frames."""
         order = torch.randperm(len(frames), generator=self.generator)[:4096]
         codec.settle(self._as_shown(frames[part]).to(self.device) for part in order.split(256))
 
