@@ -135,6 +135,35 @@ def test_a_recipe_that_is_never_finite_is_named(monkeypatch: pytest.MonkeyPatch)
         spent(Recipe(flow="NICE"), SPLITS, DensityBench(), minutes=0.2, seed=0, clock=clock)
 
 
+def test_the_search_chooses_recipes_and_finalists(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {
+        "TarFlow": [Recipe(flow="TarFlow")],
+        "NSF": [Recipe(flow="NSF", learning_rate=rate) for rate in (1.0, 2.0, 3.0)],
+        "NICE": [Recipe(flow="NICE", learning_rate=rate) for rate in (1.0, 2.0)],
+        "BPF": [Recipe(flow="BPF", learning_rate=rate) for rate in (1.0, 2.0)],
+        "SOSPF": [Recipe(flow="SOSPF", learning_rate=rate) for rate in (1.0, 2.0)],
+    }
+    bits = {("NSF", 1.0): 9.0, ("NSF", 2.0): 8.0, ("NICE", 1.0): 3.0, ("NICE", 2.0): 4.0, ("BPF", 2.0): 5.0}
+
+    def found(recipe: Recipe, *_: object, seed: int, **__: object) -> tuple[bench.Result, None]:
+        if (key := (recipe.flow, recipe.learning_rate)) not in bits:
+            raise NeverFiniteError
+        result = bench.Result(
+            recipe=recipe, seed=seed, validation_bits=bits[key], bits=None, parameters=1, seconds=1.0, trials=()
+        )
+        return result, None
+
+    monkeypatch.setattr(bench, "RECIPES", few)
+    monkeypatch.setattr(bench, "spent", found)
+    chosen, search = bench._searched(DensityBench(flows=tuple(few), finalists=1, quiet=True))
+    assert {family: recipe.learning_rate for family, recipe in chosen.items()} == {
+        "TarFlow": 1e-3,  # which has nothing to search
+        "NSF": 2.0,  # which always takes part
+        "NICE": 1.0,
+    }
+    assert len(search) == len(bits)
+
+
 def test_one_seed_has_no_spread() -> None:
     result = bench.Result(
         recipe=Recipe(flow="NICE"),

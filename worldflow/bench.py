@@ -157,7 +157,7 @@ def density(config: DensityBench) -> tuple[list[Row], list[Result]]:
 
     Raises:
         ImportError: If zuko or scikit-learn is not installed.
-        ValueError: If a recipe never has a finite density of validation images.
+        NeverFiniteError: If a recipe never has a finite density of validation images.
     """
     chosen, search = _searched(config)
     runs = list(itertools.product(chosen, range(config.seed, config.seed + config.seeds)))
@@ -214,7 +214,7 @@ def spent(
         clock: Tells seconds; by default the CPU's that this process took.
 
     Raises:
-        ValueError: If no fit ever had a finite density of validation images.
+        NeverFiniteError: If no fit ever had a finite density of validation images.
     """
     begin, trials = clock(), []
     best: _Fitted | None = None
@@ -235,7 +235,7 @@ def spent(
         if fitted is not None and bits is not None and bits < best_bits:
             best, best_bits = fitted, bits
     if best is None:
-        raise ValueError(f"{recipe} was never finite on validation images, in {len(trials)} fits; lower its rate")
+        raise NeverFiniteError(f"{recipe} was never finite on validation images, in {len(trials)} fits; lower its rate")
     result = Result(
         recipe=recipe,
         seed=seed,
@@ -258,13 +258,17 @@ def _searched(config: DensityBench) -> tuple[dict[str, Recipe], list[Result]]:
     with tqdm(several, desc="search", disable=config.quiet) as bar:
         for family, recipe in bar:
             bar.set_postfix_str(str(recipe))
-            found, _ = spent(recipe, splits, config, minutes=config.search_minutes, seed=config.seed)
+            try:
+                found, _ = spent(recipe, splits, config, minutes=config.search_minutes, seed=config.seed)
+            except NeverFiniteError:
+                continue
             search.append(found)
             if found.validation_bits < best.get(family, math.inf):
                 chosen[family], best[family] = recipe, found.validation_bits
     theirs = sorted((f for f in best if f != OURS), key=lambda f: best[f])[: config.finalists]
-    # Who was not searched was not beaten in the search either.
-    return {f: r for f, r in chosen.items() if f in (OURS, "NSF", "MAF", *theirs) or f not in best}, search
+    # Who was not searched takes part; who was, and never was finite, does not.
+    kept = {OURS, "NSF", "MAF", *theirs} & set(best) | {f for f in config.flows if len(RECIPES[f]) == 1}
+    return {family: recipe for family, recipe in chosen.items() if family in kept}, search
 
 
 def _fitted(
