@@ -25,6 +25,7 @@ from gymnasium import spaces
 import worldflow
 from worldflow import cli
 from worldflow.data import Dataset
+from worldflow.density import FitConfig
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -200,7 +201,12 @@ def leaves() -> dict[str, type]:
 def test_help_explains_every_option(name: str, run: Run) -> None:
     status, out, err = run(*name.split(), "--help")
     assert (status, err) == (0, "")
-    config = {"train": worldflow.TrainConfig, "evaluate": worldflow.EvaluateConfig, "demo": cli.DemoConfig}.get(name)
+    config = {
+        "train": worldflow.TrainConfig,
+        "evaluate": worldflow.EvaluateConfig,
+        "demo": cli.DemoConfig,
+        "images train": FitConfig,
+    }.get(name)
     names = {f.name for kind in (leaves()[name], config) if kind for f in fields(kind)} - {"config"}
     explained = dict(re.findall(r"\n\W+--(\w\S*) (?:[A-Z]+ |{\S+ |\[.*?\]\] )?\s*(\w[^(]*)", out))
     positional = {
@@ -211,6 +217,8 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
         "evaluate": {"run", "dataset"},
         "demo": set(),
         "bench density": set(),
+        "images train": {"data"},
+        "images sample": {"model"},
         "generate": {"run"},
     }[name]
     assert set(explained) == {n.replace("_", "-") for n in names - positional}
@@ -222,7 +230,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
     ("words", "part"),
     [
         ("trian data", "unknown command 'trian'; did you mean 'train'?"),
-        ("zzz", "the commands are collect, train, generate, evaluate, score, ship, demo, bench"),
+        ("zzz", "the commands are collect, train, generate, evaluate, score, ship, demo, bench, images"),
     ],
 )
 def test_unknown_commands(words: str, part: str, run: Run) -> None:

@@ -10,7 +10,7 @@ import torch
 from builders import randomize, tiny_spec, tiny_world
 
 from worldflow.codec import CodecConfig
-from worldflow.elbo import _log_mass, elbo, pixel_std
+from worldflow.elbo import elbo, log_mass, pixel_std
 from worldflow.flow import FlowConfig
 from worldflow.heads import RewardSupport
 from worldflow.world import WorldConfig, WorldModel
@@ -41,10 +41,10 @@ def test_log_mass_is_a_distribution_and_exact_in_the_tails() -> None:
     levels = torch.arange(256, dtype=torch.float64)
     for mean in (-3.0, 0.2, 100.4, 254.9, 300.0):
         for std in (0.3, 4.0, 60.0):
-            found = _log_mass(levels, torch.full_like(levels, mean), std)
+            found = log_mass(levels, torch.full_like(levels, mean), std)
             assert float(found.exp().sum()) == pytest.approx(1.0, abs=1e-12)
     # Forty standard deviations out, where a difference of distribution functions would be zero: the tail's expansion.
-    far = _log_mass(torch.tensor([90.0]).double(), torch.tensor([50.0]).double(), 1.0)
+    far = log_mass(torch.tensor([90.0]).double(), torch.tensor([50.0]).double(), 1.0)
     z = 39.5
     expected = -0.5 * z**2 - math.log(z) - 0.5 * math.log(2 * math.pi) + math.log1p(-1 / z**2 + 3 / z**4)
     assert float(far) == pytest.approx(expected, rel=1e-5)
@@ -65,7 +65,7 @@ def test_the_bound_lies_below_the_true_probability() -> None:
     assert float(torch.trapezoid(density, line)) == pytest.approx(1.0, abs=1e-6)
     mean = 127.5 * (line + 1)
     true = torch.stack(
-        [torch.trapezoid(density * _log_mass(torch.full_like(mean, k), mean, std).exp(), line) for k in range(256)]
+        [torch.trapezoid(density * log_mass(torch.full_like(mean, k), mean, std).exp(), line) for k in range(256)]
     ).log()
     assert float(true.exp().sum()) == pytest.approx(1.0, abs=1e-6)
     # The same first code for all of them; many draws of the second.
@@ -76,7 +76,7 @@ def test_the_bound_lies_below_the_true_probability() -> None:
         x = world.with_noise(codes, generator=generator)
         x[:, 0] = first[:, 0]
         latent = world.log_prob_latents(x, actions).frame[:, 0]
-        terms.append(latent + _log_mass(levels.double(), 127.5 * (x[:, 1, 0, 0] + 1), std) + dim_entropy)
+        terms.append(latent + log_mass(levels.double(), 127.5 * (x[:, 1, 0, 0] + 1), std) + dim_entropy)
     bound, error = torch.stack(terms).mean(0), torch.stack(terms).std(0) / len(terms) ** 0.5
     assert (bound < true + 5 * error).all()
     # It is a good one where the encoder's width suits the pixel's: 0.05 is 6.4 gray levels, std is 6.

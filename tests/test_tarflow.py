@@ -12,6 +12,7 @@ from builders import randomize
 from torch import Tensor
 
 from worldflow.autoregressive import AffineBlock
+from worldflow.guidance import Rule, extrapolate, sharpen
 from worldflow.jacobi import Method
 from worldflow.tarflow import TarFlow, TarFlowConfig
 
@@ -153,11 +154,12 @@ def test_rows_do_not_meet() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("method", ["sequential", "jacobi"])
+@pytest.mark.parametrize("rule", [extrapolate, sharpen])
 @pytest.mark.parametrize("weight", [0.0, 1.5])
-def test_guidance_token_by_token(weight: float, method: Method) -> None:
+def test_guidance_token_by_token(weight: float, rule: Rule, method: Method) -> None:
     flow = tiny(scale=0.5)
     z, label = tokens(flow, 2), torch.tensor([0, 2])
-    found = flow.inverse(z, label=label, guidance=weight, method=method, tolerance=1e-13)
+    found = flow.inverse(z, label=label, guidance=weight, rule=rule, method=method, tolerance=1e-13)
     x = z
     for block in reversed(blocks(flow)):
         noise = x.flip(1) if block.is_reversed else x
@@ -172,10 +174,9 @@ def test_guidance_token_by_token(weight: float, method: Method) -> None:
                     z_j, _ = block(solved.flip(1) if block.is_reversed else solved, label=chosen)
                     ends.append((z_j.flip(1) if block.is_reversed else z_j)[:, j])
                 sigma = 1 / (ends[1] - ends[0])
-                pair.append((-ends[0] * sigma, sigma.log()))
-            (mu_c, a_c), (mu_u, a_u) = pair
-            mu, a = mu_c + weight * (mu_c - mu_u), a_c + weight * (a_c - a_u)
-            solved[:, j] = mu + a.exp() * noise[:, j]
+                pair.append((-ends[0] * sigma, sigma))
+            mu, sigma = rule(pair[0], pair[1], weight)
+            solved[:, j] = mu + sigma * noise[:, j]
         x = solved.flip(1) if block.is_reversed else solved
     torch.testing.assert_close(found, x, rtol=1e-8, atol=1e-8)
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldflow.attention import KeyValue, RotaryPositions, Transformer
-from worldflow.guidance import extrapolate, guided
+from worldflow.guidance import Rule, extrapolate, guided
 from worldflow.jacobi import AffineConditional, Method, Solution, invert
 
 if TYPE_CHECKING:
@@ -211,17 +211,18 @@ class AffineBlock(nn.Module):
         *,
         label: Int64[Tensor, " batch"] | None = None,
         guidance: float = 0.0,
+        rule: Rule = extrapolate,
         method: Method = "jacobi",
         tolerance: float = 1e-5,
     ) -> Solution:
         """The tokens that `forward` maps to `z`, found by the named method; Jacobi starts from `z`.
 
-        With `guidance` the map's mean and log-scale are extrapolated from those without a class to those with it.
+        With `guidance` the map follows by `rule` from the one with the class and the one without.
         """
         ordered = self._ordered(z)
         conditional = self.conditional(label)
         if guidance and label is not None:
             both = self.conditional(torch.cat((label, torch.full_like(label, -1))))
-            conditional = guided(both, guidance, rule=extrapolate)
+            conditional = guided(both, guidance, rule=rule)
         solution = invert(conditional, ordered, start=ordered, method=method, tolerance=tolerance)
         return Solution(self._ordered(solution.x), solution.sweeps)

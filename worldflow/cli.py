@@ -1,4 +1,4 @@
-"""The command line: `worldflow collect | train | generate | evaluate | score | ship | demo | bench`.
+"""The command line: `worldflow collect | train | generate | evaluate | score | ship | demo | bench | images`.
 
 Each command is one dataclass, whose fields are its options and their docstrings its help. A command that cannot do what
 it was asked says why in one line on stderr and ends with 1; one that was not understood, with 2; an interrupted one,
@@ -34,6 +34,7 @@ from worldflow.fidelity import EvaluateConfig, evaluate
 from worldflow.fidelity_text import as_text
 from worldflow.generate import edit, generate, read_frames
 from worldflow.hints import did_you_mean
+from worldflow.image_commands import SampleImages, TrainImages
 from worldflow.log import read_log
 from worldflow.recipes import TrainConfig
 from worldflow.score import EpisodeScores, score, write_csv
@@ -357,7 +358,10 @@ COMMANDS: dict[str, type | dict[str, type]] = {
         "denoise": DenoiseBench,
         "density": DensityBench,
     },
+    "images": {"train": TrainImages, "sample": SampleImages},
 }
+GROUPS = {"bench": "Compare with other libraries", "images": "Learn the density of images and draw more of them"}
+"""What the commands of a group are for."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -436,7 +440,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<9} {_summary(kind)}" for name, kind in COMMANDS.items()]
+    lines = [f"  {name:<9} {_summary(name, kind)}" for name, kind in COMMANDS.items()]
     return "\n".join(
         [
             "usage: worldflow COMMAND ...",
@@ -453,14 +457,14 @@ def _help() -> str:
 
 
 def _group_help(name: str, members: Mapping[str, type]) -> str:
-    lines = [f"  {member:<9} {_summary(kind)}" for member, kind in members.items()]
+    lines = [f"  {member:<9} {_summary(member, kind)}" for member, kind in members.items()]
     end = f"  worldflow {name} COMMAND --help   explains one and its options"
     return "\n".join([f"usage: worldflow {name} COMMAND ...", "", *lines, "", end])
 
 
-def _summary(kind: type | Mapping[str, type]) -> str:
+def _summary(name: str, kind: type | Mapping[str, type]) -> str:
     if isinstance(kind, Mapping):
-        return f"Compare with other libraries: {', '.join(kind)}."
+        return f"{GROUPS[name]}: {', '.join(kind)}."
     return (kind.__doc__ or "").splitlines()[0]
 
 

@@ -14,6 +14,7 @@ frame to the next, as if frames had nothing to do with each other. So its second
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -229,6 +230,16 @@ class LatentCodec(Codec):
         """Fix the background and the mean absolute distance of a pixel from it, both of [-1, 1] frames."""
         self.mean_frame.copy_(self._pad(mean[None])[0])
         self.deviation.fill_(max(deviation, 1e-3))
+
+    @torch.no_grad()
+    def settle(self, batches: Iterable[UInt8[Tensor, "frame row column channel"]]) -> None:
+        """Replace the running statistics of the code by those of the encoder as it is now, over many frames."""
+        self.normalize.reset_running_stats()
+        self.normalize.momentum = None  # a plain average over the calls to come
+        self.train()
+        for frames in batches:
+            self.encode_pixels(self._pad(to_float(frames)))
+        self.eval()
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:  # noqa: D102
         p, k, (h, w) = self.piece_size, self.config.pieces, self.config.grid

@@ -26,9 +26,12 @@ from worldflow.muon import has_bfloat16
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64, Shaped
 
-__all__ = ["DENSITY", "DensityFit", "FitConfig", "LabelledImages", "fit_density"]
+__all__ = ["DENSITY", "DensityFit", "FitConfig", "LabelledImages", "NeverFiniteError", "fit_density"]
 
 DENSITY = Stage(name="density", headline="density/bits", rate="density/images_per_second")
+
+LOOK_BATCH = 512
+"""Validation images that are looked at together."""
 
 DensityLoss = Callable[["Shaped[Tensor, 'batch *image']", "Int64[Tensor, ' batch']"], "Float[Tensor, ' batch']"]
 """From images and labels (-1 for none) to their NLL in bits per dimension, drawing whatever noise it needs."""
@@ -76,6 +79,8 @@ class FitConfig:
     are."""
     look_seconds: float = 5.0
     """Seconds from one look at the validation images to the next."""
+    codec_share: float = 0.25
+    """Share of the minutes that go to a code of images, where one has to be learned first."""
     patience: float = math.inf
     """Stop when validation has not improved for this share of the minutes."""
     seed: int = 0
@@ -87,6 +92,8 @@ class FitConfig:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if not 0 < self.codec_share < 1:
+            raise ValueError(f"codec_share must be between 0 and 1, got {self.codec_share}")
         for name in ("hidden_labels", "average"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
@@ -104,6 +111,10 @@ class DensityFit:
     """All that were taken, by the fit's clock."""
     steps: int
     """Steps that were taken."""
+
+
+class NeverFiniteError(ValueError):
+    """No look at the validation images found a finite density."""
 
 
 class _NoGain(Exception):  # noqa: N818  (it ends a fit, it is no error)
@@ -139,6 +150,9 @@ def fit_density(
 
     Returns:
         What it came to.
+
+    Raises:
+        NeverFiniteError: If validation bits never were.
     """
     generator = torch.Generator().manual_seed(config.seed)
     batch_loss = loss(module, generator)
@@ -168,7 +182,9 @@ def fit_density(
             return look(mean)
         fixed = torch.Generator().manual_seed(config.seed + 1)
         labels = validation.labels if config.hidden_labels < 1 else torch.full_like(validation.labels, -1)
-        return float(loss(mean, fixed)(validation.images, labels).mean())
+        bits = loss(mean, fixed)
+        parts = torch.arange(len(validation)).split(LOOK_BATCH)
+        return float(torch.cat([bits(validation.images[part], labels[part]) for part in parts]).mean())
 
     def look_now() -> dict[str, float]:
         nonlocal best, best_bits, best_seconds
@@ -205,7 +221,7 @@ def fit_density(
             clock=clock,
         )
     if not best:
-        raise ValueError("validation was never finite: lower the learning rate")
+        raise NeverFiniteError("validation was never finite: lower the learning rate")
     module.load_state_dict(best)
     module.eval()
     return DensityFit(validation_bits=best_bits, best_seconds=best_seconds, seconds=clock() - begin, steps=steps)

@@ -28,7 +28,7 @@ from torch import Tensor
 from worldflow.attention import KeyValue
 from worldflow.autoregressive import standard_normal_log_prob
 from worldflow.flow_types import DrawnFrame, Guidance
-from worldflow.guidance import guided, sharpen
+from worldflow.guidance import guided
 from worldflow.jacobi import Method, invert
 from worldflow.open_frame import OpenFrame
 from worldflow.state import WorldState
@@ -192,11 +192,11 @@ def _in_place(
     flat = None if draft is None else draft[:, 0]
     rule = None
     if guidance is not None:
-        weight = guidance.weight
+        weight, combine = guidance.weight, guidance.rule
 
         def rule(mu: Tensor, sigma: Tensor) -> Scales:
             (mu_c, mu_u), (sigma_c, sigma_u) = mu.chunk(2), sigma.chunk(2)
-            return sharpen((mu_c, sigma_c), (mu_u, sigma_u), weight)
+            return combine((mu_c, sigma_c), (mu_u, sigma_u), weight)
 
     solved = solve(
         flow.deep.frame_map(deep, lead=lead[:, 0], draft=flat),
@@ -241,7 +241,7 @@ def _by_appending(
     words = past.num_slots - flow.deep.frames.cached
     conditional = flow.deep.conditional(lead=lead[:, 0], draft=flat, count=state.count, words=words, dtype=z.dtype)
     if guidance is not None:
-        conditional = guided(conditional, guidance.weight, rule=sharpen)
+        conditional = guided(conditional, guidance.weight, rule=guidance.rule)
     start = _first_guess(state, flat, z)
     solution = invert(conditional, z, start=start, method=method, past=past, tolerance=tolerance)
     B = len(z)

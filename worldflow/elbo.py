@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Float, Shaped, UInt8
 
-__all__ = ["Elbo", "elbo", "pixel_std"]
+__all__ = ["LEAST_STD", "Elbo", "elbo", "log_mass", "pixel_std"]
 
 LEAST_STD = 0.2
 """Gray levels below which a Gaussian is narrower than a level can tell."""
@@ -126,7 +126,7 @@ def elbo(
         x = world.with_noise(codes, generator=generator)
         latents = latents + world.log_prob_latents(x, actions, codes=codes, text=text).frame
         decoded = _decoded(world, x[:, 1:].flatten(0, 1))
-        pixels = pixels + _log_mass(levels, decoded, std).sum((-3, -2, -1)).unflatten(0, latents.shape)
+        pixels = pixels + log_mass(levels, decoded, std).sum((-3, -2, -1)).unflatten(0, latents.shape)
     assert isinstance(pixels, Tensor) and isinstance(latents, Tensor)
     dim = world.config.flow.frame_dim
     return Elbo(
@@ -150,15 +150,23 @@ def _decoded(world: WorldModel, x: Float[Tensor, "frame token latent"], *, chunk
     return 127.5 * (torch.cat(parts) + 1)
 
 
-def _log_mass(levels: Tensor, mean: Tensor, std: float) -> Tensor:
+def log_mass(
+    levels: Float[Tensor, "*batch"], mean: Float[Tensor, "*batch"], std: float | Tensor, *, num_levels: int = 256
+) -> Float[Tensor, "*batch"]:
     """`log` of what a Gaussian puts on each gray level; the first and the last have all that lies beyond.
 
     A difference of two tails, taken on the side where both are small, so that nothing cancels.
+
+    Args:
+        levels: Whole numbers in `0 .. num_levels - 1`, as floats.
+        mean: Of the Gaussians, in levels.
+        std: Their standard deviation, in levels.
+        num_levels: How many levels there are.
     """
     center = (levels - mean).double()
     low, high = (center - 0.5) / std, (center + 0.5) / std
     low = torch.where(levels < 0.5, -torch.inf, low)
-    high = torch.where(levels > 254.5, torch.inf, high)
+    high = torch.where(levels > num_levels - 1.5, torch.inf, high)
     is_right = center > 0  # far out on the right: use the mirrored tails
     below, above = torch.where(is_right, -high, low), torch.where(is_right, -low, high)
     log_above, log_below = torch.special.log_ndtr(above), torch.special.log_ndtr(below)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from worldflow.guidance import Rule, sharpen
 from worldflow.state import WorldState
 
 if TYPE_CHECKING:
@@ -36,11 +37,13 @@ class Guidance:
     """How far to go beyond the condition, and what the past is without it."""
 
     weight: float
-    """`w` of `worldflow.guidance.sharpen`."""
+    """`w` of the rule."""
     state: WorldState
     """The same past without the condition: begun with the text of no text, or read with hidden actions."""
     hide_actions: bool = False
     """Whether actions are hidden there."""
+    rule: Rule = sharpen
+    """How: STARFlow's rule, or `worldflow.guidance.extrapolate`, TARFlow's."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from torch import Tensor
 from worldflow.attention import KeyValue
 from worldflow.jacobi import AffineConditional
 
-__all__ = ["Rule", "extrapolate", "guided", "sharpen"]
+__all__ = ["RULES", "Rule", "extrapolate", "guided", "sharpen"]
 
 Rule = Callable[[tuple[Tensor, Tensor], tuple[Tensor, Tensor], float], tuple[Tensor, Tensor]]
 """From `(mu, sigma)` with the condition, the same without it, and the weight, to those to sample with."""
@@ -42,6 +42,10 @@ def extrapolate(with_it: tuple[Tensor, Tensor], without: tuple[Tensor, Tensor], 
     """TARFlow's rule: mean and log-scale move on in a straight line."""
     (mu_c, sigma_c), (mu_u, sigma_u) = with_it, without
     return mu_c + weight * (mu_c - mu_u), sigma_c * (sigma_c / sigma_u) ** weight
+
+
+RULES: dict[str, Rule] = {"sharpen": sharpen, "extrapolate": extrapolate}
+"""Both, by name."""
 
 
 def guided(both: AffineConditional, weight: float, *, rule: Rule) -> AffineConditional:

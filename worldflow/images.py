@@ -1,20 +1,13 @@
-"""Images as single frames: a `TarFlow` on pixels, conditional on a class or not, with its training and its samples.
+"""Images as single frames: learn their density from pixels or from codes, keep it, and draw from it.
 
-    k  ->  x = (k + u) / levels  ->  t (worldflow.marginals)  ->  patches  ->  z ~ N(0, I)
+    model, found = train_images(train, validation, config=ImageConfig(...))        # TARFlow, on pixels
+    model, found = train_images(train, validation, config=LatentImageConfig(...))  # STARFlow, on codes
+    model.sample(labels, guidance=1.0, generator=g)
 
-Every arrow but the first is exact and invertible, so `log_prob` is a density of the unit cube, and its bits per
-dimension (`worldflow.bits`) bound those of a model of the numbers themselves. One network serves both densities: labels
-are hidden from a share of the training images, and `log p(x)` is either what it says without a label, or
-
-    log p(x) = log mean_c p(x | c),
-
-the exact marginal of the classes, all equally likely: as many passes as there are classes, and the lower bits.
-
-With `noise_std` the images are spread by Gaussian noise instead, as TARFlow's samples want it, `y = 2 (k + 1/2) /
-levels - 1 + noise_std * eps`. Samples are then noisy, and one step along the flow's own gradient takes the noise away
-(Tweedie): `E[x | y] = y + noise_std^2 * grad log p(y)`. Such a density has no bits per dimension.
-
-Reference: Zhai et al., 2024, "Normalizing Flows are Capable Generative Models" (TARFlow), arXiv 2412.06329.
+Both kinds have the same methods (`worldflow.pixel_images`, `worldflow.latent_images`): `log_prob`, `bits`, `sample`
+with either rule of guidance, `denoised`. Both are unconditional or conditional on a class; on a text only codes are,
+and pixels that are taken for codes (`LatentImageConfig(code="patch")`): TARFlow adds a class at every slot and has no
+place for a sequence of words.
 """
 
 from __future__ import annotations
@@ -23,236 +16,41 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
-from worldflow.bits import Bits, bits_per_dim, dequantized, dequantized_log_prob
-from worldflow.denoiser import tweedie
+from worldflow.codec import LatentCodec
 from worldflow.density import DensityFit, DensityLoss, FitConfig, LabelledImages, fit_density
-from worldflow.jacobi import Method
-from worldflow.marginals import Marginals
-from worldflow.tarflow import TarFlow, TarFlowConfig
+from worldflow.image_codec import CodecFit, finetune_decoder, fit_codec
+from worldflow.latent_images import LatentImageConfig, LatentImageFlow, to_frames
+from worldflow.pixel_images import ImageConfig, ImageFlow, pixel_loss
+from worldflow.text_condition import Captions
 from worldflow.weights import load_weights, read_weights, write_weights
+from worldflow.world_config import TextSpec
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int64, Shaped
-
     from worldflow.fit import Log
 
-__all__ = ["ImageConfig", "ImageFlow", "load_images", "save_images", "train_images"]
+__all__ = [
+    "ImageConfig",
+    "ImageFlow",
+    "LatentImageConfig",
+    "LatentImageFlow",
+    "finetune_decoder",
+    "fit_codec",
+    "load_images",
+    "save_images",
+    "train_images",
+]
 
 KIND = "density of images"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageConfig:
-    """What images are, and the sizes of the flow; saved with its weights."""
-
-    shape: tuple[int, int, int]
-    """Rows, columns and channels of an image."""
-    levels: int
-    """How many values a number of an image can take, 256 for bytes."""
-    num_classes: int = 0
-    """Classes to condition on; 0 for none."""
-    patch_size: int = 2
-    """Rows and columns of a token."""
-    layers: tuple[int, ...] = (2, 2, 2, 2)
-    """Transformer layers of each block."""
-    width: int = 64
-    """Channels of the transformers."""
-    head_dim: int = 32
-    """Channels of one attention head."""
-    dropout: float = 0.0
-    """Of the transformers, in training."""
-    noise_std: float = 0.0
-    """Standard deviation of Gaussian noise on images in [-1, 1]; 0 dequantizes uniformly instead."""
-
-    def __post_init__(self) -> None:
-        rows, columns, channels = self.shape
-        if self.patch_size < 1 or rows % self.patch_size or columns % self.patch_size or min(self.shape) < 1:
-            raise ValueError(
-                f"rows and columns must be multiples of the patch size {self.patch_size}, got images of "
-                f"{rows}x{columns}x{channels}"
-            )
-        if self.levels < 2:
-            raise ValueError(f"levels must be at least 2, got {self.levels}")
-        if self.noise_std < 0:
-            raise ValueError(f"noise_std must not be negative, got {self.noise_std}")
-        _ = self.flow  # which checks the rest
-
-    @property
-    def dim(self) -> int:
-        """Numbers in an image."""
-        return math.prod(self.shape)
-
-    @property
-    def flow(self) -> TarFlowConfig:
-        """Sizes of the flow of tokens."""
-        rows, columns, channels = self.shape
-        return TarFlowConfig(
-            latent_dim=channels * self.patch_size**2,
-            grid=(rows // self.patch_size, columns // self.patch_size),
-            layers=self.layers,
-            width=self.width,
-            head_dim=self.head_dim,
-            num_classes=self.num_classes,
-            dropout=self.dropout,
-        )
-
-
-class ImageFlow(nn.Module):
-    """Exact density of images.
-
-    Args:
-        config: What images are.
-    """
-
-    def __init__(self, config: ImageConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.marginals = Marginals(config.dim, config.levels)
-        self.flow = TarFlow(config.flow)
-
-    def log_prob(
-        self, x: Float[Tensor, "batch row column channel"], label: Int64[Tensor, " batch"] | None = None
-    ) -> Float[Tensor, " batch"]:
-        """Log-density in nats: of the unit cube; with `noise_std`, of noisy images in [-1, 1].
-
-        Args:
-            x: Dequantized images (`worldflow.bits.dequantized`), or noisy ones (`noisy`).
-            label: Class of each, -1 for none.
-
-        Raises:
-            ValueError: If shapes do not fit the configuration.
-        """
-        self._check(x)
-        return _log_prob(self.flow, self, x, label)
-
-    def marginal_log_prob(self, x: Float[Tensor, "batch row column channel"]) -> Float[Tensor, " batch"]:
-        """`log mean_c p(x | c)`: all classes equally likely; an exact density without a class, too.
-
-        Raises:
-            ValueError: If there are no classes, or shapes do not fit.
-        """
-        if not self.config.num_classes:
-            raise ValueError("this flow has no classes to sum over (num_classes is 0); use log_prob")
-        by_class = [self.log_prob(x, torch.full((len(x),), c)) for c in range(self.config.num_classes)]
-        return torch.stack(by_class).logsumexp(0) - math.log(self.config.num_classes)
-
-    def bits(
-        self,
-        images: Shaped[Tensor, "image row column channel"],
-        labels: Int64[Tensor, " image"] | None = None,
-        *,
-        generator: torch.Generator,
-        draws: int = 4,
-    ) -> Bits:
-        """Bits per dimension of whole-numbered images: given their labels, or without, classes summed over.
-
-        Raises:
-            ValueError: If the density is one of noisy images, which has none.
-        """
-        if self.config.noise_std:
-            raise ValueError(
-                "a density of images with Gaussian noise has no bits per dimension; train with noise_std 0"
-            )
-        if labels is None and self.config.num_classes:
-            rows = dequantized_log_prob(
-                self.marginal_log_prob, images, self.config.levels, draws=draws, generator=generator
-            )
-        else:  # the density takes images in one batch, so that labels stay beside them
-            rows = dequantized_log_prob(
-                lambda x: self.log_prob(x, labels),
-                images,
-                self.config.levels,
-                draws=draws,
-                generator=generator,
-                batch_size=len(images),
-            )
-        return bits_per_dim(rows, self.config.dim, self.config.levels)
-
-    def noisy(
-        self, images: Shaped[Tensor, "image row column channel"], *, generator: torch.Generator
-    ) -> Float[Tensor, "image row column channel"]:
-        """What the density is one of: dequantized images, or those with Gaussian noise."""
-        if not self.config.noise_std:
-            return dequantized(images, self.config.levels, generator=generator)
-        middle = 2 * (images.to(torch.get_default_dtype()) + 0.5) / self.config.levels - 1
-        return middle + self.config.noise_std * torch.randn(middle.shape, generator=generator)
-
-    def sample(
-        self,
-        label: Int64[Tensor, " batch"] | None = None,
-        *,
-        count: int | None = None,
-        guidance: float = 0.0,
-        denoise: bool = True,
-        method: Method = "jacobi",
-        generator: torch.Generator,
-    ) -> Int64[Tensor, "batch row column channel"]:
-        """Draw images, whole numbers in `0 .. levels - 1`.
-
-        Args:
-            label: Class of each, -1 for none.
-            count: How many, where there are no labels.
-            guidance: How far to go from what is likely without the class to what is likely with it.
-            denoise: Take the noise away that a density of noisy images draws with them.
-            method: How to invert the flow.
-            generator: Of the noise.
-
-        Raises:
-            ValueError: If neither or both of `label` and `count` are given, or guidance has no class to go to.
-        """
-        if (label is None) == (count is None):
-            raise ValueError("give either label or count: how many images to draw")
-        batch = len(label) if label is not None else int(count or 0)
-        tokens, latent = math.prod(self.config.flow.grid), self.config.flow.latent_dim
-        z = torch.randn(batch, tokens, latent, generator=generator).to(next(self.flow.parameters()))
-        t = _to_images(self.flow.inverse(z, label=label, guidance=guidance, method=method), self.config)
-        levels = self.config.levels
-        if not self.config.noise_std:
-            x = self.marginals.inverse(t.flatten(1)).view_as(t)
-            return (x * levels).floor().long().clamp(0, levels - 1)
-        clean = self.denoised(t, label) if denoise else t
-        return ((clean + 1) / 2 * levels).floor().long().clamp(0, levels - 1)
-
-    def denoised(
-        self, y: Float[Tensor, "batch row column channel"], label: Int64[Tensor, " batch"] | None = None
-    ) -> Float[Tensor, "batch row column channel"]:
-        """Tweedie's estimate of images without their noise: `y + noise_std^2 * grad log p(y)`.
-
-        Raises:
-            ValueError: If the density is not one of noisy images.
-        """
-        if not self.config.noise_std:
-            raise ValueError("there is no noise to take away: this flow was made with noise_std 0")
-        with torch.enable_grad():
-            at = y.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.log_prob(at, label).sum(), at)
-        return tweedie(y, gradient, noise_std=self.config.noise_std)
-
-    def to_tokens(
-        self, x: Float[Tensor, "batch row column channel"]
-    ) -> tuple[Float[Tensor, "batch token latent"], Float[Tensor, " batch"]]:
-        """What the flow reads, and the log-determinant of the way there in nats."""
-        log_det = x.new_zeros(len(x))
-        if not self.config.noise_std:
-            t, log_det = self.marginals(x.flatten(1))
-            x = t.view_as(x)
-        p = self.config.patch_size
-        return rearrange(x, "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p), log_det
-
-    def _check(self, x: Tensor) -> None:
-        if tuple(x.shape[1:]) != self.config.shape:
-            expected = ", ".join(map(str, self.config.shape))
-            raise ValueError(f"images must have shape (batch, {expected}), got {tuple(x.shape)}")
-
-
+@overload
 def train_images(
     train: LabelledImages,
     validation: LabelledImages,
@@ -262,38 +60,148 @@ def train_images(
     log: Log | None = None,
     progress: bool = False,
     clock: Callable[[], float] = time.process_time,
-) -> tuple[ImageFlow, DensityFit]:
+) -> tuple[ImageFlow, DensityFit]: ...
+
+
+@overload
+def train_images(
+    train: LabelledImages,
+    validation: LabelledImages,
+    *,
+    config: LatentImageConfig,
+    fit: FitConfig | None = None,
+    codec: LatentCodec | None = None,
+    captions: Captions | None = None,
+    log: Log | None = None,
+    progress: bool = False,
+    clock: Callable[[], float] = time.process_time,
+) -> tuple[LatentImageFlow, DensityFit]: ...
+
+
+def train_images(
+    train: LabelledImages,
+    validation: LabelledImages,
+    *,
+    config: ImageConfig | LatentImageConfig,
+    fit: FitConfig | None = None,
+    codec: LatentCodec | None = None,
+    captions: Captions | None = None,
+    log: Log | None = None,
+    progress: bool = False,
+    clock: Callable[[], float] = time.process_time,
+) -> tuple[ImageFlow | LatentImageFlow, DensityFit]:
     """Learn the density of images.
 
     Args:
-        train: Whole-numbered images `(image, row, column, channel)` and labels.
+        train: Whole-numbered images `(image, row, column, channel)`, and the class of each or the number of its text.
         validation: Others, to choose the weights by and the moment to stop.
-        config: What images are, and the sizes of the flow.
+        config: What images are, and the sizes of the flow: on pixels, or on codes.
         fit: How to train.
+        codec: For codes: one that is trained already, from `fit_codec`, `finetune_decoder` or a world; None spends
+            `fit.codec_share` of the minutes on one.
+        captions: For texts: the embedded ones (`worldflow.text_condition.embed_captions`), which labels number.
         log: Where metrics go.
         progress: Show a progress bar.
         clock: Tells seconds; by default the CPU's that this process took.
 
     Returns:
-        The flow with its best weights, and what the fit came to.
+        The flow with its best weights, and what the fit came to, the codec's seconds included.
+
+    Raises:
+        ValueError: If the images, the codec or the captions do not fit the configuration.
     """
     fit = fit or FitConfig()
+    if isinstance(config, ImageConfig):
+        if codec is not None or captions is not None:
+            raise ValueError("a flow of pixels has neither codec nor captions: give a LatentImageConfig for them")
+        return _train_pixels(train, validation, config, fit, log=log, progress=progress, clock=clock)
+    for part in (train, validation):
+        if tuple(part.images.shape[1:]) != config.shape:
+            raise ValueError(f"images must have shape {config.shape}, got {tuple(part.images.shape[1:])}")
+    if (captions is None) != (config.text is None) or (captions is not None and captions.spec != config.text):
+        given = None if captions is None else captions.spec
+        raise ValueError(f"the flow reads {config.text}, and captions are of {given}: give those that it reads")
+    if codec is not None and codec.config != config.codec:
+        raise ValueError(f"the codec is {codec.config}, the configuration needs {config.codec}")
+    begin = clock()
     with torch.random.fork_rng(devices=[]):  # weights are drawn from the global generator: borrow it, give it back
+        torch.manual_seed(fit.seed)
+        model = LatentImageFlow(config)
+    minutes = fit.minutes
+    if codec is None and config.code == "latent":
+        minutes *= 1 - fit.codec_share
+        codec = fit_codec(
+            to_frames(train.images, config.levels),
+            config=config.codec,
+            fit=CodecFit(minutes=fit.minutes * fit.codec_share, seed=fit.seed),
+            log=log,
+            progress=progress,
+            clock=clock,
+        )
+    if codec is not None:
+        model.codec.load_state_dict(codec.state_dict())
+    model.codec.eval()
+    model.measure_pixel_std(validation.images[:1024], generator=torch.Generator().manual_seed(fit.seed))
+    found = _fit_codes(
+        model,
+        captions,
+        replace(train, images=model.codes(train.images)),
+        replace(validation, images=model.codes(validation.images)),
+        replace(fit, minutes=minutes),
+        log=log,
+        progress=progress,
+        clock=clock,
+    )
+    before = clock() - begin - found.seconds
+    return model.eval(), replace(found, seconds=found.seconds + before, best_seconds=found.best_seconds + before)
+
+
+def save_images(path: str | os.PathLike[str], model: ImageFlow | LatentImageFlow) -> Path:
+    """Write a flow, with its codec, to one file.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    space = "pixels" if isinstance(model, ImageFlow) else "codes"
+    return write_weights(path, model, kind=KIND, header={"space": space, "config": asdict(model.config)})
+
+
+def load_images(path: str | os.PathLike[str]) -> ImageFlow | LatentImageFlow:
+    """Read what `save_images` wrote.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is something else.
+    """
+    header, tensors = read_weights(path, kind=KIND)
+    found = dict(header["config"])
+    found |= {name: tuple(found[name]) for name in ("shape", "layers", "shallow_layers") if name in found}
+    if header.get("space", "pixels") == "pixels":
+        model = ImageFlow(ImageConfig(**found))
+    else:
+        text = found.pop("text")
+        model = LatentImageFlow(LatentImageConfig(**found, text=None if text is None else TextSpec(**text)))
+    load_weights(model, tensors, path=path)
+    return model.eval()
+
+
+def _train_pixels(
+    train: LabelledImages,
+    validation: LabelledImages,
+    config: ImageConfig,
+    fit: FitConfig,
+    *,
+    log: Log | None,
+    progress: bool,
+    clock: Callable[[], float],
+) -> tuple[ImageFlow, DensityFit]:
+    with torch.random.fork_rng(devices=[]):  # as above
         torch.manual_seed(fit.seed)
         model = ImageFlow(config)
     model.marginals.count(train.images.flatten(1))
-
-    def loss(module: nn.Module, generator: torch.Generator) -> DensityLoss:
-        def bits(images: Tensor, labels: Tensor) -> Tensor:
-            x = model.noisy(images, generator=generator)
-            nats = -_log_prob(module, model, x, labels if config.num_classes else None)
-            return (nats / config.dim + (0.0 if config.noise_std else math.log(config.levels))) / math.log(2)
-
-        return bits
-
     found = fit_density(
         model.flow,
-        loss,
+        lambda module, generator: pixel_loss(module, model, generator=generator),
         train,
         validation,
         config=fit,
@@ -304,36 +212,33 @@ def train_images(
     return model.eval(), found
 
 
-def save_images(path: str | os.PathLike[str], model: ImageFlow) -> Path:
-    """Write a flow to one file.
+def _fit_codes(
+    model: LatentImageFlow,
+    captions: Captions | None,
+    train: LabelledImages,
+    validation: LabelledImages,
+    fit: FitConfig,
+    *,
+    log: Log | None,
+    progress: bool,
+    clock: Callable[[], float],
+) -> DensityFit:
+    """Fit the flow on codes, encoded once; their noise is drawn anew in every step."""
+    config, texts = model.config, None
+    if captions is not None:
+        assert model.nothing is not None
+        model.nothing.copy_(captions.nothing)
+        texts = torch.cat((captions.texts, captions.nothing[None]))  # number -1, a hidden one, is the empty text
 
-    Raises:
-        OSError: If it cannot be written.
-    """
-    return write_weights(path, model, kind=KIND, header={"config": asdict(model.config)})
+    def loss(module: nn.Module, generator: torch.Generator) -> DensityLoss:
+        assert isinstance(module, LatentImageFlow)
 
+        def bits(codes: Tensor, labels: Tensor) -> Tensor:
+            x = module.with_noise(codes, generator=generator)
+            text = None if texts is None else texts[labels]
+            nats = -module.log_prob(x, labels if config.num_classes else None, text=text)
+            return nats / (config.flow.frame_dim * math.log(2))
 
-def load_images(path: str | os.PathLike[str]) -> ImageFlow:
-    """Read what `save_images` wrote.
+        return bits
 
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is something else.
-    """
-    header, tensors = read_weights(path, kind=KIND)
-    found = dict(header["config"])
-    found |= {name: tuple(found[name]) for name in ("shape", "layers")}
-    model = ImageFlow(ImageConfig(**found))
-    load_weights(model, tensors, path=path)
-    return model.eval()
-
-
-def _log_prob(flow: nn.Module, model: ImageFlow, x: Tensor, label: Tensor | None) -> Tensor:
-    """Of `model`, with `flow` in the place of its own: a fit measures the running mean of weights."""
-    tokens, log_det = model.to_tokens(x)
-    return flow(tokens, label=label).log_prob + log_det
-
-
-def _to_images(tokens: Tensor, config: ImageConfig) -> Tensor:
-    p, (rows, columns) = config.patch_size, config.flow.grid
-    return rearrange(tokens, "b (h w) (p q c) -> b (h p) (w q) c", p=p, q=p, h=rows, w=columns)
+    return fit_density(model, loss, train, validation, config=fit, log=log, progress=progress, clock=clock)

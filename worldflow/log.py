@@ -24,7 +24,7 @@ METRICS = {
     "flow/psnr": "as codec/psnr, where the codec learns along with the flow",
     "flow/gradient_norm": "norm of the gradient before clipping",
     "flow/transitions_per_second": "transitions trained on per second",
-    "density/bits": "NLL of dequantized images, bits per dimension",
+    "density/bits": "NLL of dequantized images, or of noisy ones or noisy codes, bits per dimension",
     "density/gradient_norm": "norm of the gradient before clipping",
     "density/images_per_second": "images trained on per second",
     "density/validation_bits": "as density/bits, of the running mean of weights on validation images",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from worldflow.autoregressive import AffineBlock, standard_normal_log_prob
+from worldflow.guidance import Rule, extrapolate
 from worldflow.jacobi import Method
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ class TarFlow(nn.Module):
         *,
         label: Int64[Tensor, " batch"] | None = None,
         guidance: float = 0.0,
+        rule: Rule = extrapolate,
         method: Method = "jacobi",
         tolerance: float = 1e-5,
     ) -> Float[Tensor, "batch token latent"]:
@@ -127,7 +129,8 @@ class TarFlow(nn.Module):
         Args:
             z: Standard normal noise.
             label: As in `forward`.
-            guidance: Weight of `worldflow.guidance.extrapolate`, away from no class; 0 samples as the flow is.
+            guidance: How far to go away from no class; 0 samples as the flow is.
+            rule: How, of `worldflow.guidance`.
             method: How to invert.
             tolerance: How closely.
 
@@ -141,7 +144,7 @@ class TarFlow(nn.Module):
         for i in reversed(range(len(self.blocks))):
             block = self.blocks[i]
             assert isinstance(block, AffineBlock)
-            x = block.inverse(x, label=label, guidance=guidance, method=method, tolerance=tolerance).x
+            x = block.inverse(x, label=label, guidance=guidance, rule=rule, method=method, tolerance=tolerance).x
         return x
 
     def _check(self, x: Tensor, label: Tensor | None) -> None:

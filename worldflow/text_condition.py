@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from worldflow.text import TextEncoder
     from worldflow.world import WorldModel
 
-__all__ = ["Captions", "embed_captions", "encoder_of"]
+__all__ = ["Captions", "embed_captions", "encoder_for", "encoder_of"]
 
 CHUNK = 64
 """Captions that are embedded in one go."""
@@ -94,15 +94,30 @@ def encoder_of(world: WorldModel, encoder: str | None = None) -> TextEncoder:
         FileNotFoundError: If it is not there.
         ValueError: If the world reads no text, or it is another encoder.
     """
-    from worldflow.text import TextEncoder
-
     spec = world.config.text
     if spec is None:
         raise ValueError("this world reads no text; train one on captioned episodes, with a text encoder")
-    reader = TextEncoder(encoder or spec.encoder, max_tokens=spec.words, device=world.device)
+    return encoder_for(spec, encoder, device=world.device)
+
+
+def encoder_for(spec: TextSpec, encoder: str | None = None, *, device: torch.device | str = "cpu") -> TextEncoder:
+    """The text encoder that a model was trained with.
+
+    Args:
+        spec: Which one that is.
+        encoder: Where it is now, if not where it was in training.
+        device: Where to compute.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is another encoder.
+    """
+    from worldflow.text import TextEncoder
+
+    reader = TextEncoder(encoder or spec.encoder, max_tokens=spec.words, device=device)
     if reader.identity != spec.identity:
         raise ValueError(
-            f"this world reads embeddings of {spec.encoder} ({spec.identity}), and {encoder or spec.encoder} is "
+            f"this model reads embeddings of {spec.encoder} ({spec.identity}), and {encoder or spec.encoder} is "
             f"another encoder ({reader.identity}); name the folder that holds the one it was trained with"
         )
     return reader

@@ -254,13 +254,8 @@ class _Run:
 
     def _settle_statistics(self, codec: LatentCodec, frames: Tensor) -> None:
         """Replace the running statistics of the code by those of the final encoder over many frames."""
-        codec.normalize.reset_running_stats()
-        codec.normalize.momentum = None  # a plain average over the calls to come
-        with torch.no_grad():
-            order = torch.randperm(len(frames), generator=self.generator)[:4096]
-            for part in order.split(256):
-                codec.encode_pixels(codec._pad(to_float(self._as_shown(frames[part]).to(self.device))))
-        codec.eval()
+        order = torch.randperm(len(frames), generator=self.generator)[:4096]
+        codec.settle(self._as_shown(frames[part]).to(self.device) for part in order.split(256))
 
     def _as_shown(self, frames: Tensor) -> Tensor:
         """Each row of frames as one of the symmetries shows it, chosen at random."""
