@@ -179,7 +179,7 @@ class DenoiseBench:
     dataset: Positional[Annotated[str, arg(metavar="DATASET")]]
     """Folder of the data set that it was trained on."""
     clips: int = 48
-    """Held-out clips."""
+    """Held-out clips to compare on."""
     length: int | None = None
     """Transitions of a clip; twice the attention window unless given."""
     minutes: float = 3.0

@@ -26,7 +26,7 @@ class TrainImages:
     """Learn the density of images: of their codes, as STARFlow does, or of their pixels, as TARFlow does."""
 
     data: Positional[Annotated[str, arg(metavar="DATA")]]
-    """An .npz file with images and labels or captions, or a folder of pictures with a subfolder for each class."""
+    """Images and labels or captions in an .npz file, or a folder of pictures with a subfolder for each class."""
     out: str
     """File for the flow."""
     space: Literal["codes", "pixels"] = "codes"
