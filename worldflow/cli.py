@@ -29,13 +29,13 @@ from worldflow.bench_speed import DataBench, SampleBench, StepBench, TrainBench
 from worldflow.checkpoint import load
 from worldflow.data import Dataset
 from worldflow.demo import DemoConfig, demo
-from worldflow.drift import DriftBench
 from worldflow.fidelity import EvaluateConfig, evaluate
 from worldflow.fidelity_text import as_text
 from worldflow.generate import edit, generate, read_frames
 from worldflow.hints import did_you_mean
 from worldflow.image_commands import SampleImages, TrainImages
 from worldflow.log import read_log
+from worldflow.long_video import DriftBench
 from worldflow.recipes import TrainConfig
 from worldflow.score import EpisodeScores, score, write_csv
 from worldflow.train import train

@@ -15,7 +15,7 @@ from builders import tiny_world, write_dataset
 from worldflow.checkpoint import save
 from worldflow.cli import main
 from worldflow.data import Dataset
-from worldflow.drift import REENCODING, ROLLING, drift
+from worldflow.long_video import REENCODING, ROLLING, drift
 
 LENGTH = 4
 
@@ -39,7 +39,7 @@ def test_a_world_that_repeats_recordings_is_as_far_as_they_are(data: Path, monke
             made[:, LENGTH:] = torch.randint(0, 256, made[:, LENGTH:].shape, dtype=torch.uint8)
         return made
 
-    monkeypatch.setattr(import_module("worldflow.drift"), "extended", replay)
+    monkeypatch.setattr(import_module("worldflow.long_video"), "extended", replay)
     found = drift(tiny_world(), dataset, length=LENGTH, times=3, videos=8, progress=False)
     assert [call.get("window") for call in calls] == [None, LENGTH] and calls[0]["past"] == 3
     near, far = found.distance[ROLLING].mean(0), found.distance[REENCODING].mean(0)
