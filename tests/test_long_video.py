@@ -36,7 +36,9 @@ def test_a_world_that_repeats_recordings_is_as_far_as_they_are(data: Path, monke
         rows = [frames[(7 * k + np.arange(features.shape[1])) % len(frames)] for k in range(len(video))]
         made = torch.from_numpy(np.stack(rows))
         if "window" in options:
-            made[:, LENGTH:] = torch.randint(0, 256, made[:, LENGTH:].shape, dtype=torch.uint8)
+            made[:, LENGTH:] = torch.randint(
+                0, 256, made[:, LENGTH:].shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+            )
         return made
 
     monkeypatch.setattr(import_module("worldflow.long_video"), "extended", replay)
@@ -44,8 +46,8 @@ def test_a_world_that_repeats_recordings_is_as_far_as_they_are(data: Path, monke
     assert [call.get("window") for call in calls] == [None, LENGTH] and calls[0]["past"] == 3
     near, far = found.distance[ROLLING].mean(0), found.distance[REENCODING].mean(0)
     assert near.shape == far.shape == (3,)
-    np.testing.assert_allclose(near, found.real_distance, rtol=0.2)
-    assert (far[1:] > 2 * found.real_distance).all() and far[0] < 1.2 * found.real_distance
+    np.testing.assert_allclose(near, found.real_distance, rtol=0.5)
+    assert (far[1:] > 2 * found.real_distance).all() and far[0] == near[0]
     assert (found.frechet[REENCODING][1:] > 10 * found.frechet[ROLLING][1:]).all()
     table = found.as_table().splitlines()
     assert len(table) == 6 and "| 4 | 8 | 12 |" in table[0]
