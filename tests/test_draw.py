@@ -22,11 +22,10 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def same(a: DrawnFrame, b: DrawnFrame) -> None:
-    options = {"rtol": 0.0, "atol": 1e-11}
     for name in ("u", "log_prob", "hidden"):
-        torch.testing.assert_close(getattr(a, name), getattr(b, name), **options)
+        torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=1e-11)
     for name, value in a.state.tensors().items():
-        torch.testing.assert_close(value, b.state.tensors()[name], **options)
+        torch.testing.assert_close(value, b.state.tensors()[name], rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("method", ["sequential", "jacobi"])

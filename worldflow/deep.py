@@ -89,7 +89,7 @@ class FrameTransformer(nn.Module):
         self.text_base = text_base
         self.register_buffer("positions", positions, persistent=False)
         self.positions: Tensor
-        self._turned: Tensor | None = None
+        self._places: Tensor | None = None
 
     def empty_cache(self, batch_size: int, *, device: torch.device, dtype: torch.dtype) -> KeyValue:
         """A cache that has seen nothing: `window - 1` frames of masked slots."""
@@ -144,13 +144,13 @@ class FrameTransformer(nn.Module):
 
     def rotation(self, count: Int64[Tensor, " batch"], *, dtype: torch.dtype) -> Tensor:
         """Rotations of the slots of the frame that follows `count` frames, complex `(batch, slot, head_dim / 2)`."""
-        frequencies = self.rotary.frequencies
-        if self._turned is None or self._turned.device != frequencies.device:
-            places = self.positions.to(torch.float64)
-            places[:, 2] = 0
-            self._turned = self.rotary(places, dtype=torch.float64)
+        frequencies, places = self.rotary.frequencies, self._places
+        if places is None or places.device != frequencies.device:
+            grid = self.positions.to(torch.float64)
+            grid[:, 2] = 0
+            places = self._places = self.rotary(grid, dtype=torch.float64)
         angles = count[:, None].double() * frequencies[2]
-        turned = torch.polar(torch.ones_like(angles), angles)[:, None] * self._turned
+        turned = torch.polar(torch.ones_like(angles), angles)[:, None] * places
         return turned if dtype == torch.float64 else turned.to(torch.complex64)
 
     def forward(

@@ -190,14 +190,6 @@ def _in_place(
         state.latents, state.mean[:, None], actions, hide_actions=hide_actions, state=state, frame=drafting
     )
     flat = None if draft is None else draft[:, 0]
-    rule = None
-    if guidance is not None:
-        weight, combine = guidance.weight, guidance.rule
-
-        def rule(mu: Tensor, sigma: Tensor) -> Scales:
-            (mu_c, mu_u), (sigma_c, sigma_u) = mu.chunk(2), sigma.chunk(2)
-            return combine((mu_c, sigma_c), (mu_u, sigma_u), weight)
-
     solved = solve(
         flow.deep.frame_map(deep, lead=lead[:, 0], draft=flat),
         z,
@@ -205,7 +197,7 @@ def _in_place(
         slots=flow.deep.frames.slots,
         method=method,
         tolerance=tolerance,
-        rule=rule,
+        rule=None if guidance is None else _rule(guidance),
     )
     u = solved.x if guidance is None else torch.cat((solved.x, solved.x))
     deep_keys, deep_values = deep.close()
@@ -253,6 +245,16 @@ def _by_appending(
         x=solution.x, mu=out.mu[:B, 0], sigma=out.sigma[:B, 0], hidden=out.hidden[:B, 0], sweeps=solution.sweeps
     )
     return solved, after
+
+
+def _rule(guidance: Guidance) -> Callable[[Tensor, Tensor], Scales]:
+    """What to sample with, from the maps with and without the condition, one behind the other."""
+
+    def combined(mu: Tensor, sigma: Tensor) -> Scales:
+        (mu_c, mu_u), (sigma_c, sigma_u) = mu.chunk(2), sigma.chunk(2)
+        return guidance.rule((mu_c, sigma_c), (mu_u, sigma_u), guidance.weight)
+
+    return combined
 
 
 def _first_guess(state: WorldState, draft: Tensor | None, z: Tensor) -> Tensor:

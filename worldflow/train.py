@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from worldflow import checkpoint
 from worldflow.atomic import replacing
-from worldflow.codec import LatentCodec, to_float
+from worldflow.codec import LatentCodec
+from worldflow.codec_frames import CodecFrames
 from worldflow.data import Dataset, gather
 from worldflow.evaluate import held_out_clips, imagine_clips
 from worldflow.fingerprint import episode_hashes
@@ -28,12 +29,12 @@ from worldflow.heads import RewardSupport
 from worldflow.hints import did_you_mean
 from worldflow.index import sample_index, window_index
 from worldflow.joint import JointClips
-from worldflow.latents import LatentData, encode_dataset, sample_frames
+from worldflow.latents import LatentData, encode_dataset
 from worldflow.log import TrainLog
 from worldflow.loss import flow_loss
 from worldflow.recipes import TrainConfig, world_config
 from worldflow.saved_training import SavedTraining
-from worldflow.symmetry import ActionMaps, elements, transformed
+from worldflow.symmetry import ActionMaps, elements
 from worldflow.text_condition import Captions, embed_captions
 from worldflow.world import Contexts, WorldModel
 
@@ -165,7 +166,7 @@ class _Run:
             clips = replace(clips, texts=captions.texts, text_of=captions.text_of)
         self._fit_flow(world, clips, lengths, log)
         if isinstance(world.codec, LatentCodec) and config.joint:
-            self._settle_statistics(world.codec, self._sampled_frames()[0])
+            self._codec_frames().settle(world.codec)
         world.eval()
         self._save_world(world)
         (self.folder / "latents.npy").unlink(missing_ok=True)
@@ -209,20 +210,14 @@ class _Run:
     def _fit_codec(self, world: WorldModel, codec: LatentCodec, log: TrainLog) -> None:
         if self.saved is not None and self.saved.stage == FLOW.name:
             return
-        config = self.config
-        frames, clips = self._sampled_frames()
-        batch = -(-config.codec_batch // clips.shape[1])
+        config, frames = self.config, self._codec_frames()
+        clips = -(-config.codec_batch // frames.clip_length)
         if self.saved is None:
-            self._find_mean_frame(codec, frames)
+            frames.set_mean_frame(codec)
         codec.train()
 
         def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
-            index = clips[torch.randint(len(clips), (batch,), generator=self.generator)]
-            loss = codec.loss(
-                self._as_shown(frames[index]).to(self.device),
-                smoothness=config.codec_smoothness,
-                generator=self.generator,
-            )
+            loss = frames.loss(codec, clips=clips, smoothness=config.codec_smoothness)
             return loss.total, {
                 "codec/loss": loss.total.detach(),
                 "codec/psnr": 10 * torch.log10(4 / loss.error),
@@ -238,34 +233,18 @@ class _Run:
             stage=CODEC,
             steps=config.codec_steps,
             minutes=minutes,
-            items=batch * clips.shape[1],
+            items=clips * frames.clip_length,
         )
-        self._settle_statistics(codec, frames)
+        frames.settle(codec)
 
-    def _sampled_frames(self) -> tuple[Tensor, Tensor]:
-        sampled = sample_frames(self.dataset, self.config.codec_frames, generator=self.generator)
-        return torch.from_numpy(sampled[0]), torch.from_numpy(sampled[1])
-
-    def _find_mean_frame(self, codec: LatentCodec, frames: Tensor) -> None:
-        some = frames[torch.randperm(len(frames), generator=self.generator)[:4096]]
-        pixels = to_float(self._as_shown(some))
-        mean = pixels.mean(0)
-        codec.set_mean_frame(mean, float((pixels - mean).abs().mean()))
-
-    def _settle_statistics(self, codec: LatentCodec, frames: Tensor) -> None:
-        """Replace the running statistics of the code by those of the final encoder over many frames."""
-        order = torch.randperm(len(frames), generator=self.generator)[:4096]
-        codec.settle(self._as_shown(frames[part]).to(self.device) for part in order.split(256))
-
-    def _as_shown(self, frames: Tensor) -> Tensor:
-        """Each row of frames as one of the symmetries shows it, chosen at random."""
-        if len(self.symmetries) == 1:
-            return frames
-        which = torch.randint(len(self.symmetries), (len(frames),), generator=self.generator)
-        shown = frames.clone()
-        for number, element in enumerate(self.symmetries):
-            shown[which == number] = transformed(frames[which == number], element)
-        return shown
+    def _codec_frames(self) -> CodecFrames:
+        return CodecFrames(
+            self.dataset,
+            most=self.config.codec_frames,
+            symmetries=self.symmetries,
+            device=self.device,
+            generator=self.generator,
+        )
 
     # -- the flow ---------------------------------------------------------------------------------------------------
 
@@ -273,7 +252,7 @@ class _Run:
         """Clips whose codes are made as they are asked for, by a codec that learns."""
         assert isinstance(world.codec, LatentCodec)
         if self.saved is None:
-            self._find_mean_frame(world.codec, self._sampled_frames()[0])
+            self._codec_frames().set_mean_frame(world.codec)
         return JointClips(
             dataset=self.dataset,
             codec=world.codec,
