@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from worldflow.attention import KeyValue
-from worldflow.autoregressive import AffineBlock, standard_normal_log_prob
+from worldflow.autoregressive import LOG_2PI, AffineBlock, standard_normal_log_prob
 from worldflow.deep import DeepBlock, roll_in
 from worldflow.drafter import Drafter
 from worldflow.flow_config import FlowConfig
@@ -286,12 +286,14 @@ class VideoFlow(nn.Module):
         solution = invert(conditional, z, start=start, method=method, past=past, tolerance=tolerance)
         u = solution.x[:, None].repeat(copies, 1, 1, 1)
         out = self.deep(u, lead=lead, draft=draft, past=past, count=both.count)
-        log_prob = standard_normal_log_prob((u - out.mu) / out.sigma) - out.sigma.log().sum((-2, -1))
+        log_scale = out.sigma.log().sum((-2, -1))
+        log_prob = standard_normal_log_prob((u - out.mu) / out.sigma) - log_scale
         mean = self._running_means(u, both)[:, -1]
         after = self._advance(both, torch.cat((both.latents[:, 1:], u), dim=1), mean, 1, out.new, draft_new)
         return DrawnFrame(
             u=solution.x,
             log_prob=log_prob[:B, 0],
+            entropy=log_scale[:B, 0] + 0.5 * (1 + LOG_2PI) * self.config.frame_dim,
             hidden=out.hidden[:B, 0],
             state=after if guidance is None else after[:B],
             guidance=None if guidance is None else replace(guidance, state=after[B:]),
