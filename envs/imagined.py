@@ -18,7 +18,7 @@ import torch
 from gymnasium.error import ResetNeeded
 
 from worldflow.checkpoint import load
-from worldflow.envs.memory import bytes_per_episode, check_room
+from worldflow.envs.footprint import bytes_per_episode, check_room
 from worldflow.envs.options import EpisodeOptions, whole
 from worldflow.envs.pasts import Past, Pasts
 from worldflow.envs.snapshots import Snapshot
@@ -182,11 +182,10 @@ class ImaginedEpisodes:
                 self._generators[i].manual_seed(int(numbers.integers(2**63)))
                 self._is_seeded[i] = True
         past = choose(random)
-        state, unconditional, frames = self._begun(past, [self._generators[i] for i in rows])
-        is_finite = state.latents.isfinite().flatten(1).all(1).cpu().numpy()
+        state, unconditional, frames, is_finite = self._begun(past, [self._generators[i] for i in rows])
         if not is_finite.all():
             self.ended[rows] = True
-            raise NonFiniteError(np.asarray(rows)[~is_finite].tolist(), "as they start")
+            raise NonFiniteError(np.asarray(rows)[~is_finite.cpu().numpy()].tolist(), "as they start")
         self._put(rows, state, unconditional)
         self._show(rows, frames)
         self._elapsed[rows], self.ended[rows] = 0, False
@@ -298,8 +297,8 @@ class ImaginedEpisodes:
 
     def _begun(
         self, past: Past, generators: list[torch.Generator]
-    ) -> tuple[WorldState, WorldState | None, torch.Tensor | None]:
-        """The states after a past, with its actions and, for guidance, without; and the last frame."""
+    ) -> tuple[WorldState, WorldState | None, torch.Tensor | None, torch.Tensor]:
+        """The states after a past, with its actions and, for guidance, without; the last frame; which are finite."""
         world, without = self.world, None
         text = None if past.text is None else past.text.to(world.device, world.dtype)
         if past.frames is not None:
@@ -307,14 +306,15 @@ class ImaginedEpisodes:
                 same = [generator.clone_state() for generator in generators]  # both read the same noisy codes
                 without = world.start(past.frames, past.actions, text=text, generator=same, hide_actions=True)
             state = world.start(past.frames, past.actions, text=text, generator=generators)
-            return state, without, past.frames[:, -1]
+            return state, without, past.frames[:, -1], state.latents.isfinite().flatten(1).all(1)
         state = world.begin(len(generators), text=text)
         without = state if self.options.guidance else None
         spec = self._data.action
         first = np.reshape(spec.first if spec.is_discrete else np.clip(0, spec.low, spec.high), spec.shape)
         actions = np.broadcast_to(first, (len(generators), *spec.shape)).astype(spec.dtype)  # never read
         transition, state, without = self._drawn(state, without, actions, generators)
-        return state, without, transition.frame
+        assert transition.is_finite is not None
+        return state, without, transition.frame, transition.is_finite
 
     def _drawn(
         self,

@@ -249,6 +249,7 @@ class _RealPasts:
     def close(self) -> None:
         if self._is_own:
             self._env.close()
+            self._is_own = False
 
 
 def _check_real_spaces(env: Any, data: DataSpec) -> None:

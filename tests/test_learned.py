@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from builders import box_space, tiny_world
+from builders import box_space, tiny_world, world_that_ends
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from gymnasium.utils import seeding
@@ -40,14 +40,6 @@ STEP_INFO = {
 # Alone and in a batch, sums are rounded differently (1e-7), which may move a pixel over a rounding edge, and the Jacobi
 # inverse may stop a sweep earlier or later (1e-4 of the latents). Seen over 4 worlds x 500 steps: 1 level, 1.4e-5.
 LEVELS, NATS = 1, 1e-3
-
-
-def world_that_ends(probability: float, **options: Any) -> WorldModel:
-    """A tiny world that terminates with the same probability whatever happens."""
-    world = tiny_world(**options)
-    torch.nn.init.zeros_(world.termination.out.weight)
-    torch.nn.init.constant_(world.termination.out.bias, float(torch.logit(torch.tensor(probability))))
-    return world
 
 
 def endless(**options: Any) -> WorldModel:

@@ -26,9 +26,10 @@ def bytes_per_episode(world: WorldModel, *, is_guided: bool = False) -> int:
     """
     state = world.begin(1)
     blocks = [world.flow.deep] if world.flow.drafter is None else [world.flow.deep, world.flow.drafter]
-    # What rolled out of a cache last keeps its place in the cache's storage until the next step.
-    rolled = sum(2 * prod(block.frames.transformer.cache_shape) * block.frames.slots for block in blocks)
-    one = sum(tensor.nbytes for tensor in state.tensors().values()) + rolled * state.latents.element_size()
+    one = sum(tensor.nbytes for tensor in state.tensors().values())
+    if world.config.text is None:  # what rolled out of a cache last keeps its place there until the next step
+        rolled = sum(2 * prod(block.frames.transformer.cache_shape) * block.frames.slots for block in blocks)
+        one += rolled * state.latents.element_size()
     return one * (1 + is_guided) + prod(world.config.data.frame_shape)
 
 
