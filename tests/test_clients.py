@@ -65,12 +65,12 @@ def test_frames_are_stacked(world: WorldModel, observation: str, shape: tuple[in
 def test_videos_are_recorded(world: WorldModel, tmp_path: Path) -> None:
     pytest.importorskip("moviepy")
     env = gym.make(ID, world=world, horizon=3, render_mode="rgb_array")
-    env = RecordVideo(env, str(tmp_path), episode_trigger=lambda episode: episode == 0)
+    env = RecordVideo(env, str(tmp_path / "videos"), episode_trigger=lambda episode: episode == 0)
     env.reset(seed=0)
     for _ in range(3):
         env.step(ACTION)
     env.close()
-    (video,) = tmp_path.glob("*.mp4")
+    (video,) = tmp_path.glob("videos/*.mp4")
     assert video.stat().st_size > 1000
 
 

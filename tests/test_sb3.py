@@ -59,7 +59,8 @@ def test_it_is_sb3s_own_vector_form_of_single_environments(observation: str) -> 
 
 @pytest.mark.parametrize(("observation", "policy"), [("latent", "MlpPolicy"), ("dict", "MultiInputPolicy")])
 def test_ppo_learns_in_it(observation: str, policy: str) -> None:
-    envs = LearnedVectorEnv(tiny_world(), num_envs=4, horizon=8, observation=observation, autoreset_mode="SameStep")
+    world = tiny_world() if observation == "latent" else tiny_world(size=48, patch_size=24)  # its CNN wants 36 pixels
+    envs = LearnedVectorEnv(world, num_envs=4, horizon=8, observation=observation, autoreset_mode="SameStep")
     monitored = VecMonitor(SB3VecEnv(envs))
     agent = sb3.PPO(policy, monitored, n_steps=16, batch_size=32, n_epochs=1, seed=0, device="cpu")
     before = [parameter.detach().clone() for parameter in agent.policy.parameters()]
