@@ -14,7 +14,7 @@ from worldflow.envs.perturb import ANOMALIES, Anomaly, Perturb
 from worldflow.envs.tasks import TASKS, PixelObservation, PixelTask, PixelTaskEnv
 
 if TYPE_CHECKING:
-    from worldflow.envs.learned import LearnedEnv, LearnedVectorEnv
+    from worldflow.envs.learned import LearnedEnv, LearnedVectorEnv, NonFiniteError, Snapshot
 
 __all__ = [
     "ANOMALIES",
@@ -23,12 +23,14 @@ __all__ = [
     "LearnedEnv",
     "LearnedVectorEnv",
     "Look",
+    "NonFiniteError",
     "Perturb",
     "PixelObservation",
     "PixelTask",
     "PixelTaskEnv",
     "RayCamera",
     "RayHits",
+    "Snapshot",
     "View",
 ]
 
@@ -54,8 +56,8 @@ register(
 
 
 def __getattr__(name: str) -> Any:
-    """The learned environments, which bring torch, once they are asked for."""
-    if name in ("LearnedEnv", "LearnedVectorEnv"):
+    """The learned environments and what belongs to them, which bring torch, once they are asked for."""
+    if name in ("LearnedEnv", "LearnedVectorEnv", "NonFiniteError", "Snapshot"):
         from worldflow.envs import learned
 
         return getattr(learned, name)

@@ -7,32 +7,55 @@ axis here; spaces, seeds and Gymnasium's conventions are the environments' part.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from gymnasium.error import ResetNeeded
-from gymnasium.utils import seeding
 
 from worldflow.checkpoint import load
+from worldflow.envs.footprint import bytes_per_episode, check_room
+from worldflow.envs.options import EpisodeOptions, whole
+from worldflow.envs.pasts import Past, Pasts
+from worldflow.envs.snapshots import Snapshot
+from worldflow.flow import Guidance
 from worldflow.state import WorldState
-from worldflow.types import DataSpec
-from worldflow.world import Contexts, WorldModel
+from worldflow.threads import use_one_thread_after_fork
+from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float64, Shaped, UInt8
-    from torch import Tensor
+    from jaxtyping import Bool, Float32, Float64, Shaped, UInt8
 
-__all__ = ["ImaginedEpisodes", "Outcome", "whole"]
+    from worldflow.types import Transition
+
+__all__ = ["ImaginedEpisodes", "NonFiniteError", "Outcome"]
 
 _HORIZON = 200
-_OPTIONS = ("context", "frames", "past_actions")
+
+
+class NonFiniteError(FloatingPointError):
+    """A world drew something that is no number.
+
+    Args:
+        environments: Which environments it happened in.
+        when: What they were doing.
+
+    Attributes:
+        environments: The same.
+    """
+
+    def __init__(self, environments: Sequence[int], when: str) -> None:
+        super().__init__(
+            f"the world's frame, reward or latent is not finite in the environments {list(environments)} {when}; "
+            "no environment has moved, and those named must be reset (of many, alone with "
+            "options={'reset_mask': mask}). If it happens again, the actions or the past are unlike any recorded, or "
+            "the weights are damaged: try a temperature below 1, a shorter horizon, or another checkpoint"
+        )
+        self.environments = tuple(environments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,43 +74,42 @@ class ImaginedEpisodes:
     Args:
         world: A run's folder, or a world in evaluation mode.
         num_rows: Episodes side by side.
-        contexts: Pasts to start from; by default the bank that the world carries, if any.
-        horizon: Steps after which an episode is truncated; by default the recorded environment's limit, or 200.
-        temperature: Scale of the frames' noise.
+        options: Where they start and end, and what is drawn.
         device: Where to put a world that is read from a folder; by default the CPU.
 
     Attributes:
-        ended: Whether a row's episode was terminated or truncated.
+        ended: Whether a row's episode was terminated, truncated, or went wrong.
+        horizon: Steps after which an episode is truncated, unless a recorded one that it starts from ends before.
 
     Raises:
-        FileNotFoundError, ValueError, TypeError: If the world cannot be read, the contexts do not fit it, or a number
-            is out of range.
+        FileNotFoundError, ValueError, TypeError: If the world cannot be read, or the options do not fit it.
+        MemoryError: If so many episodes will not fit.
     """
 
     def __init__(
         self,
         world: str | os.PathLike[str] | WorldModel,
         num_rows: int,
+        options: EpisodeOptions,
         *,
-        contexts: Contexts | None = None,
-        horizon: int | None = None,
-        temperature: float = 1.0,
         device: str | torch.device | None = None,
     ) -> None:
-        if not (np.isfinite(temperature) and temperature >= 0):
-            raise ValueError(f"temperature must be a finite number of at least 0, got {temperature}")
+        use_one_thread_after_fork()
         self.world = _opened(world, device)
+        self.options = options
         self._data = self.world.config.data
-        self.contexts = self.world.contexts if contexts is None else contexts
-        if self.contexts is not None:
-            _check_contexts(self.contexts, self._data)
-        self.horizon = _recorded_limit(self._data.env_spec) if horizon is None else whole("horizon", horizon)
-        self.temperature = float(temperature)
+        self.bytes_per_row = bytes_per_episode(self.world, is_guided=options.guidance > 0)
+        check_room(num_rows, self.bytes_per_row, device=self.world.device)
+        self.horizon = options.horizon or _recorded_limit(self._data.env_spec)
+        self._pasts = Pasts(self.world, num_rows, options)
         self._state: WorldState | None = None
+        self._unconditional: WorldState | None = None
         self._generators = [torch.Generator() for _ in range(num_rows)]
         self._is_seeded = np.zeros(num_rows, bool)
         self._elapsed = np.zeros(num_rows, np.int64)
+        self._limits = np.zeros(num_rows, np.int64)
         self._frames = np.zeros((num_rows, *self._data.frame_shape), np.uint8)
+        self._is_drawn = np.zeros(num_rows, bool)
         self.ended = np.zeros(num_rows, bool)
 
     def __len__(self) -> int:
@@ -105,13 +127,26 @@ class ImaginedEpisodes:
         return self._state
 
     @property
-    def observed(self) -> UInt8[np.ndarray, "episode row column channel"]:
-        """The last frame of each row; later steps write into it.
+    def latents(self) -> Float32[np.ndarray, "episode token latent"]:
+        """The last frame of each row as the flow remembers it: its tokens `u`, or the codes of what was shown of it."""
+        return self.state.latents[:, 1].float().cpu().numpy()
+
+    @property
+    def frames(self) -> UInt8[np.ndarray, "episode row column channel"]:
+        """The last frame of each row, decoded where that was not needed before; later steps write into it.
 
         Raises:
             ResetNeeded: Before the first reset.
+            NonFiniteError: If a decoded frame is not finite.
         """
-        assert self.state is not None
+        state, missing = self.state, np.flatnonzero(~self._is_drawn)
+        if len(missing):
+            with torch.no_grad():
+                x = self.world.flow.from_deep(state.latents[missing.tolist(), 1])
+                frames, is_finite = self.world.codec.decode_checked(x)
+            if not is_finite.all():
+                raise NonFiniteError(missing[~is_finite.cpu().numpy()].tolist(), "as their frames are decoded")
+            self._frames[missing], self._is_drawn[missing] = frames.cpu().numpy(), True
         return self._frames
 
     def reset(
@@ -128,8 +163,7 @@ class ImaginedEpisodes:
             rows: Which ones; all of them the first time.
             random: A generator for each of `rows`: seeds the row's own where it is new, and picks its past.
             is_seeded: Whether that generator is new, so that the row's own starts anew, too.
-            options: `context`, an index or one for each row of the whole batch, or `frames` and `past_actions`, one
-                past or one for each row of the whole batch.
+            options: Which past, see `worldflow.envs.pasts.Pasts.chosen`.
 
         Returns:
             The pasts' indices as `context`, for pasts of the bank.
@@ -137,32 +171,26 @@ class ImaginedEpisodes:
         Raises:
             ValueError, TypeError: If there is no such past, or it does not fit the world.
             ResetNeeded: If the first call leaves rows out.
+            NonFiniteError: If the world makes no numbers of the past.
         """
+        use_one_thread_after_fork()
         if self._state is None and len(rows) < len(self):
             raise ResetNeeded(f"the first reset must start all {len(self)} episodes, got {len(rows)} of them")
-        options = dict(options or {})
-        _check_options(options)
-        given = self._given(options["frames"], options.get("past_actions"), rows) if "frames" in options else None
-        index = None if given else self._named(options.get("context"), rows)
+        choose = self._pasts.chosen(dict(options or {}), rows)
         for i, numbers, is_new in zip(rows, random, is_seeded, strict=True):
             if is_new or not self._is_seeded[i]:
                 self._generators[i].manual_seed(int(numbers.integers(2**63)))
                 self._is_seeded[i] = True
-        info: dict[str, np.ndarray] = {}
-        if given:
-            frames, actions = given
-        else:
-            assert self.contexts is not None
-            if index is None:
-                index = [int(numbers.integers(len(self.contexts))) for numbers in random]
-            frames, actions = self.contexts.frames[index], self.contexts.actions[index]
-            info["context"] = np.array(index, np.int64)
-        state = self.world.start(frames, actions, generator=[self._generators[i] for i in rows])
-        self._state = state if self._state is None or len(rows) == len(self) else self._state.replace(rows, state)
-        self._frames[rows] = frames[:, -1].cpu().numpy()
-        self._elapsed[rows] = 0
-        self.ended[rows] = False
-        return info
+        past = choose(random)
+        state, unconditional, frames, is_finite = self._begun(past, [self._generators[i] for i in rows])
+        if not is_finite.all():
+            self.ended[rows] = True
+            raise NonFiniteError(np.asarray(rows)[~is_finite.cpu().numpy()].tolist(), "as they start")
+        self._put(rows, state, unconditional)
+        self._show(rows, frames)
+        self._elapsed[rows], self.ended[rows] = 0, False
+        self._limits[rows] = np.minimum(self.horizon, past.steps_left or self.horizon)
+        return past.info
 
     def step(self, rows: Sequence[int], actions: Shaped[np.ndarray, "row *action"]) -> Outcome:
         """Draw the next transition of `rows`; the other rows, and their generators, stay as they are.
@@ -170,121 +198,155 @@ class ImaginedEpisodes:
         Raises:
             ValueError: If an action has the wrong shape or type, or is out of bounds; nothing has moved then.
             ResetNeeded: Before the first reset, and after an episode's end.
+            NonFiniteError: If the world draws what is no number; nothing has moved then, and those rows must be reset.
         """
-        before = self.state
+        use_one_thread_after_fork()
+        before, without = self.state, self._unconditional
         if self.ended[rows].any():
             raise ResetNeeded("the episode has ended; call reset() before the next step()")
         actions = self._checked(actions)
-        is_all = len(rows) == len(self)
-        transition, after = self.world.step(
-            before if is_all else before[list(rows)],
-            actions,
-            generator=[self._generators[i] for i in rows],
-            temperature=self.temperature,
-        )
-        self._state = after if is_all else before.replace(rows, after)
-        assert transition.frame is not None
-        self._frames[rows] = transition.frame.cpu().numpy()
-        self._elapsed[rows] += 1
+        if len(rows) < len(self):
+            before, without = before[list(rows)], None if without is None else without[list(rows)]
+        generators = [self._generators[i] for i in rows]
+        streams = [generator.get_state() for generator in generators]
+        transition, after, without = self._drawn(before, without, actions, generators)
+        assert transition.is_finite is not None and transition.entropy is not None
+        log_prob, options = transition.log_prob, self.options
+        nothing = torch.zeros_like(log_prob.reward)  # what is not drawn has no likelihood
+        reward_nats = log_prob.reward if options.reward == "sampled" else nothing
+        end_nats = log_prob.terminated if options.termination == "sampled" else nothing
         info = {
-            "log_prob": transition.log_prob.total,
-            "log_prob_frame": transition.log_prob.frame,
-            "log_prob_reward": transition.log_prob.reward,
-            "log_prob_terminated": transition.log_prob.terminated,
+            "log_prob": log_prob.frame + reward_nats + end_nats,
+            "log_prob_frame": log_prob.frame,
+            "log_prob_reward": reward_nats,
+            "log_prob_terminated": end_nats,
+            "entropy_frame": transition.entropy,
             "reward_mean": transition.reward_mean,
             "termination_prob": transition.termination_prob,
         }
-        columns = torch.stack([v.double() for v in (*info.values(), transition.reward, transition.terminated)])
-        *values, reward, ending = columns.cpu().numpy()  # one transfer for all
-        terminated, truncated = ending > 0, self._elapsed[rows] >= self.horizon
+        drawn = (*info.values(), transition.reward, transition.terminated, transition.is_finite)
+        *values, reward, ending, finite = torch.stack([v.double() for v in drawn]).cpu().numpy()  # one transfer for all
+        if not finite.all():
+            for generator, stream in zip(generators, streams, strict=True):
+                generator.set_state(stream)
+            faulty = np.asarray(rows)[finite == 0]
+            self.ended[faulty] = True
+            raise NonFiniteError(faulty.tolist(), f"at their steps {(self._elapsed[faulty] + 1).tolist()}")
+        self._put(rows, after, without)
+        self._show(rows, transition.frame)
+        self._elapsed[rows] += 1
+        outcomes = dict(zip(info, values, strict=True))
+        terminated = (ending > 0) & (options.termination == "sampled")
+        truncated = self._elapsed[rows] >= self._limits[rows]
         self.ended[rows] = terminated | truncated
         return Outcome(
-            reward=reward, terminated=terminated, truncated=truncated, info=dict(zip(info, values, strict=True))
+            reward=reward if options.reward == "sampled" else outcomes["reward_mean"].copy(),
+            terminated=terminated,
+            truncated=truncated,
+            info=outcomes,
         )
 
-    def pack(self, random: Sequence[np.random.Generator]) -> list[bytes]:
-        """Each row, with all that its future depends on, as bytes; `random` picks the rows' next pasts."""
-        state = self.state
-        packed = []
-        for i, numbers in enumerate(random):
-            record = {
-                "np_random": numbers.bit_generator.state,
-                "elapsed": int(self._elapsed[i]),
-                "ended": bool(self.ended[i]),
-            }
-            file = io.BytesIO()
-            np.savez(
-                file,
-                record=np.array(json.dumps(record)),
-                frame=self._frames[i],
-                generator=self._generators[i].get_state().numpy(),
-                world=np.frombuffer(state[i].to_bytes(), np.uint8),
-            )
-            packed.append(file.getvalue())
-        return packed
+    def snapshot(self, random: Sequence[np.random.Generator]) -> Snapshot:
+        """The moment, whole; `random` picks the rows' next pasts."""
+        return Snapshot(
+            state=self.state,
+            unconditional=self._unconditional,
+            generators=np.stack([generator.get_state().numpy() for generator in self._generators]),
+            numbers=tuple(numbers.bit_generator.state for numbers in random),
+            frames=self._frames.copy(),
+            is_drawn=self._is_drawn.copy(),
+            elapsed=self._elapsed.copy(),
+            limits=self._limits.copy(),
+            ended=self.ended.copy(),
+        )
 
-    def unpack(self, packed: Sequence[bytes]) -> list[np.random.Generator]:
-        """Put every row where `pack` saw it, and return what `random` was there.
+    def restore(self, snapshot: Snapshot) -> list[np.random.Generator]:
+        """Put every row where `snapshot` saw it, and return what `random` was there.
 
         Raises:
-            ValueError: If there is not one for each row, or one is something else or another world's.
+            ValueError: If it has not one row for each, or is another world's or another guidance's.
         """
-        if len(packed) != len(self):
-            raise ValueError(f"expected {len(self)} states, one an environment, got {len(packed)}")
-        rows = [_Row.from_bytes(data) for data in packed]
-        expected = {name: tensor.shape for name, tensor in self.world.flow.initial_state(1).tensors().items()}
-        for row in rows:
-            found = {name: tensor.shape for name, tensor in row.state.tensors().items()}
-            if row.frame.shape != self._data.frame_shape or found != expected:
-                raise ValueError("the state is another world's; set it in an environment of the world it comes from")
-        self._state = WorldState.cat([row.state for row in rows]).to(self.world.device)
-        self._generators = [row.generator for row in rows]
+        if len(snapshot) != len(self):
+            raise ValueError(
+                f"expected a snapshot of {len(self)} environments, got one of {len(snapshot)}; pick rows of it by "
+                "index, repeat(k) it, or join several with Snapshot.cat"
+            )
+        expected = {name: tensor.shape[1:] for name, tensor in self.world.begin(1).tensors().items()}
+        found = {name: tensor.shape[1:] for name, tensor in snapshot.state.tensors().items()}
+        if snapshot.frames.shape[1:] != self._data.frame_shape or found != expected:
+            raise ValueError("the snapshot is another world's; restore it in an environment of the world it comes from")
+        if (snapshot.unconditional is None) != (self.options.guidance == 0):
+            raise ValueError(
+                f"the snapshot was taken {'without' if snapshot.unconditional is None else 'with'} guidance; "
+                "restore it in an environment that is made alike"
+            )
+        without, device = snapshot.unconditional, self.world.device
+        self._state = snapshot.state.to(device)
+        self._unconditional = None if without is None else without.to(device)
+        for generator, stream in zip(self._generators, snapshot.generators, strict=True):
+            generator.set_state(torch.from_numpy(stream.copy()))
         self._is_seeded[:] = True
-        self._elapsed = np.array([row.elapsed for row in rows], np.int64)
-        self._frames = np.stack([row.frame for row in rows])
-        self.ended = np.array([row.ended for row in rows], bool)
-        return [row.np_random for row in rows]
+        self._frames, self._is_drawn = snapshot.frames.copy(), snapshot.is_drawn.copy()
+        self._elapsed, self._limits = snapshot.elapsed.copy(), snapshot.limits.copy()
+        self.ended = snapshot.ended.copy()
+        return snapshot.random()
 
-    def _named(self, index: Any, rows: Sequence[int]) -> list[int] | None:
-        """The pasts that `options` name, None for no choice."""
-        if self.contexts is None:
-            raise ValueError(
-                "there is no past to start from, as this world carries no context clips; pass contexts= to the "
-                "environment, or reset(options={'frames': ..., 'past_actions': ...})"
-            )
-        if index is None:
-            return None
-        indices, count = np.asarray(index), len(self.contexts)
-        if indices.dtype.kind not in "iu" or indices.shape not in ((), (len(self),)):
-            raise ValueError(f"options['context'] must be the index of a past, or {len(self)} of them, got {index!r}")
-        if ((indices < 0) | (indices >= count)).any():
-            raise ValueError(f"options['context'] must lie in 0..{count - 1}, the pasts of the bank, got {index!r}")
-        return np.broadcast_to(indices, len(self))[list(rows)].tolist()
+    def close(self) -> None:
+        """Close a real environment that was made for pasts."""
+        self._pasts.close()
 
-    def _given(self, frames: Any, actions: Any, rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """The pasts that `options` hold, as a batch."""
-        shape = self._data.frame_shape
-        frames = np.asarray(frames)
-        if frames.shape[-2:] == shape[:2] and shape[2] == 1:  # gray, as its environment may observe it
-            frames = frames[..., None]
-        is_each = frames.ndim == 5
-        if frames.ndim not in (4, 5) or frames.shape[-3:] != shape or (is_each and len(frames) != len(self)):
-            one = ", ".join(map(str, ("past + 1", *shape)))
-            raise ValueError(f"options['frames'] must have shape ({one}) or ({len(self)}, {one}), got {frames.shape}")
+    def _begun(
+        self, past: Past, generators: list[torch.Generator]
+    ) -> tuple[WorldState, WorldState | None, torch.Tensor | None, torch.Tensor]:
+        """The states after a past, with its actions and, for guidance, without; the last frame; which are finite."""
+        world, without = self.world, None
+        text = None if past.text is None else past.text.to(world.device, world.dtype)
+        if past.frames is not None:
+            if self.options.guidance:
+                same = [generator.clone_state() for generator in generators]  # both read the same noisy codes
+                without = world.start(past.frames, past.actions, text=text, generator=same, hide_actions=True)
+            state = world.start(past.frames, past.actions, text=text, generator=generators)
+            return state, without, past.frames[:, -1], state.latents.isfinite().flatten(1).all(1)
+        state = world.begin(len(generators), text=text)
+        without = state if self.options.guidance else None
+        spec = self._data.action
+        first = np.reshape(spec.first if spec.is_discrete else np.clip(0, spec.low, spec.high), spec.shape)
+        actions = np.broadcast_to(first, (len(generators), *spec.shape)).astype(spec.dtype)  # never read
+        transition, state, without = self._drawn(state, without, actions, generators)
+        assert transition.is_finite is not None
+        return state, without, transition.frame, transition.is_finite
 
-        def batch(values: np.ndarray) -> Tensor:
-            return torch.from_numpy(values[list(rows)] if is_each else values[None].repeat(len(rows), axis=0))
+    def _drawn(
+        self,
+        state: WorldState,
+        without: WorldState | None,
+        actions: np.ndarray,
+        generators: Sequence[torch.Generator],
+    ) -> tuple[Transition, WorldState, WorldState | None]:
+        how: dict[str, Any] = {
+            "generator": generators,
+            "temperature": self.options.temperature,
+            "decode": self.options.observation != "latent",
+        }
+        if without is None:
+            return *self.world.step(state, actions, **how), None
+        guidance = Guidance(weight=self.options.guidance, state=without, hide_actions=True)
+        transition, state, after = self.world.guided_step(state, guidance, actions, **how)
+        assert after is not None
+        return transition, state, after.state
 
-        if actions is None:
-            return batch(frames), None
-        actions = np.asarray(actions)
-        expected = (*frames.shape[: frames.ndim - 4], frames.shape[-4] - 1, *self._data.action.shape)
-        if actions.shape != expected or actions.dtype.kind not in "biuf":
-            raise ValueError(
-                f"options['past_actions'] must be numbers of shape {expected}, the actions between the frames, "
-                f"got {actions.dtype} of shape {actions.shape}"
-            )
-        return batch(frames), batch(actions)
+    def _put(self, rows: Sequence[int], state: WorldState, without: WorldState | None) -> None:
+        if self._state is None or len(rows) == len(self):
+            self._state, self._unconditional = state, without
+            return
+        self._state = self._state.replace(rows, state)
+        if without is not None and self._unconditional is not None:
+            self._unconditional = self._unconditional.replace(rows, without)
+
+    def _show(self, rows: Sequence[int], frames: torch.Tensor | None) -> None:
+        self._is_drawn[rows] = frames is not None
+        if frames is not None:
+            self._frames[rows] = frames.cpu().numpy()
 
     def _checked(self, actions: np.ndarray) -> np.ndarray:
         """A copy of the actions in their recorded type."""
@@ -310,49 +372,6 @@ class ImaginedEpisodes:
         return actions
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Row:
-    """One packed episode."""
-
-    state: WorldState
-    frame: UInt8[np.ndarray, "row column channel"]
-    generator: torch.Generator
-    np_random: np.random.Generator
-    elapsed: int
-    ended: bool
-
-    @staticmethod
-    def from_bytes(data: bytes) -> _Row:
-        try:
-            with np.load(io.BytesIO(data)) as file:
-                record = json.loads(str(file["record"]))
-                numbers, _ = seeding.np_random(0)
-                numbers.bit_generator.state = record["np_random"]
-                generator = torch.Generator()
-                generator.set_state(torch.from_numpy(file["generator"]))
-                return _Row(
-                    state=WorldState.from_bytes(file["world"].tobytes()),
-                    frame=file["frame"],
-                    generator=generator,
-                    np_random=numbers,
-                    elapsed=record["elapsed"],
-                    ended=record["ended"],
-                )
-        except (BadZipFile, OSError, EOFError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"these bytes hold no episode ({error}); set what get_state returned") from error
-
-
-def whole(name: str, value: Any) -> int:
-    """`value`, if it is a whole number of at least 1.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    return int(value)
-
-
 def _opened(world: str | os.PathLike[str] | WorldModel, device: str | torch.device | None) -> WorldModel:
     if not isinstance(world, WorldModel):
         return load(world, device="cpu" if device is None else device)
@@ -371,24 +390,3 @@ def _recorded_limit(env_spec: str | None) -> int:
     except (json.JSONDecodeError, AttributeError) as error:
         raise ValueError(f"the world's env_spec is no specification ({error}); pass horizon=") from error
     return _HORIZON if limit is None else whole("the recorded environment's max_episode_steps", limit)
-
-
-def _check_contexts(contexts: Contexts, data: DataSpec) -> None:
-    frames, actions = contexts.frames, contexts.actions
-    fits = frames.dim() == 5 and len(frames) > 0 and frames.shape[1] > 0 and tuple(frames.shape[2:]) == data.frame_shape
-    if not fits or tuple(actions.shape) != (len(frames), frames.shape[1] - 1, *data.action.shape):
-        frame = ", ".join(map(str, ("clip", "past + 1", *data.frame_shape)))
-        action = ", ".join(map(str, ("clip", "past", *data.action.shape)))
-        raise ValueError(
-            f"contexts must hold at least one clip, frames ({frame}) and actions ({action}), "
-            f"got {tuple(frames.shape)} and {tuple(actions.shape)}"
-        )
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    if unknown := sorted(set(options) - set(_OPTIONS)):
-        raise ValueError(f"reset knows no options {unknown}; it takes {list(_OPTIONS)}")
-    if "context" in options and "frames" in options:
-        raise ValueError("options name a past twice: give either 'context' or 'frames'")
-    if "past_actions" in options and "frames" not in options:
-        raise ValueError("options give 'past_actions' without 'frames'; they belong together")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ __all__ = [
     "tiny_flow",
     "tiny_spec",
     "tiny_world",
+    "world_that_ends",
     "write_dataset",
 ]
 
@@ -234,6 +235,14 @@ def tiny_world(
             frames=frames, actions=random_actions(data.action, (contexts, window - 1), generator=generator)
         )
     return world.to(dtype).eval()
+
+
+def world_that_ends(probability: float, **options: Any) -> WorldModel:
+    """A tiny world that terminates with the same probability whatever happens."""
+    world = tiny_world(**options)
+    nn.init.zeros_(world.termination.out.weight)
+    nn.init.constant_(world.termination.out.bias, float(torch.logit(torch.tensor(probability))))
+    return world
 
 
 def random_actions(spec: ActionSpec, batch: tuple[int, ...], *, generator: torch.Generator) -> torch.Tensor:

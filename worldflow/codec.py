@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from worldflow.randomness import normal
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, UInt8
+    from jaxtyping import Bool, Float, UInt8
 
 __all__ = ["Codec", "CodecConfig", "CodecLoss", "LatentCodec", "PatchCodec", "build_codec", "to_float", "to_uint8"]
 
@@ -128,10 +128,20 @@ class Codec(nn.Module, ABC):
         self, x: Float[Tensor, "*batch token latent"], *, chunk: int = 256
     ) -> UInt8[Tensor, "*batch row column channel"]:
         """Frames of codes, clean or noisy, `chunk` frames at a time."""
+        return self.decode_checked(x, chunk=chunk)[0]
+
+    def decode_checked(
+        self, x: Float[Tensor, "*batch token latent"], *, chunk: int = 256
+    ) -> tuple[UInt8[Tensor, "*batch row column channel"], Bool[Tensor, "*batch"]]:
+        """Frames of codes, and whether each was finite before it became gray levels, which hide that."""
         flat = x.reshape(-1, *x.shape[-2:])
         rows, columns, _ = self.config.frame_shape
-        frames = [to_uint8(self.decode_pixels(part)[..., :rows, :columns]) for part in flat.split(chunk)]
-        return torch.cat(frames).reshape(*x.shape[:-2], *frames[0].shape[1:])
+        frames, finite = [], []
+        for part in flat.split(chunk):
+            pixels = self.decode_pixels(part)[..., :rows, :columns]
+            frames.append(to_uint8(pixels))
+            finite.append(pixels.isfinite().flatten(1).all(1))
+        return torch.cat(frames).reshape(*x.shape[:-2], *frames[0].shape[1:]), torch.cat(finite).reshape(x.shape[:-2])
 
     @abstractmethod
     def encode_pixels(self, pixels: Float[Tensor, "frame channel row column"]) -> Float[Tensor, "frame token latent"]:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from worldflow.attention import KeyValue
-from worldflow.autoregressive import standard_normal_log_prob
+from worldflow.autoregressive import LOG_2PI, standard_normal_log_prob
 from worldflow.flow_types import DrawnFrame, Guidance
 from worldflow.guidance import guided
 from worldflow.jacobi import Method, invert
@@ -160,10 +160,11 @@ def draw_frame(
         hide_actions = torch.cat((shown, torch.full_like(shown, guidance.hide_actions) | shown))
     way = _by_appending if torch.is_grad_enabled() else _in_place
     solved, after = way(flow, both, actions, z, method, tolerance, hide_actions, guidance)
-    log_prob = standard_normal_log_prob((solved.x - solved.mu) / solved.sigma) - solved.sigma.log().sum((-2, -1))
+    log_scale = solved.sigma.log().sum((-2, -1))
     return DrawnFrame(
         u=solved.x,
-        log_prob=log_prob,
+        log_prob=standard_normal_log_prob((solved.x - solved.mu) / solved.sigma) - log_scale,
+        entropy=log_scale + 0.5 * (1 + LOG_2PI) * flow.config.frame_dim,
         hidden=solved.hidden,
         state=after if guidance is None else after[:B],
         guidance=None if guidance is None else replace(guidance, state=after[B:]),

@@ -148,7 +148,10 @@ class VideoFlow(nn.Module):
         weight = self.deep.proj_in.weight
         options = {"device": weight.device, "dtype": weight.dtype}
         deep = self.deep.frames.empty_cache(batch_size, **options)
-        draft = deep.slots(0, 0) if self.drafter is None else self.drafter.frames.empty_cache(batch_size, **options)
+        if self.drafter is None:  # nothing, and not a view of the deep block's, which would keep all of it in memory
+            draft = KeyValue(keys=deep.keys[:, :, :, :0].clone(), values=deep.values[:, :, :, :0].clone())
+        else:
+            draft = self.drafter.frames.empty_cache(batch_size, **options)
         deep_text, draft_text = self._read_text(batch_size, text)
         deep = deep if deep_text is None else deep_text.append(deep)
         draft = draft if draft_text is None else draft_text.append(draft)

@@ -53,6 +53,10 @@ class DrawnFrame:
     u: Float[Tensor, "batch token latent"]
     log_prob: Float[Tensor, " batch"]
     """Under the condition, without guidance."""
+    entropy: Float[Tensor, " batch"]
+    """`sum ln sigma + D/2 (1 + ln 2 pi)` in nats: the exact conditional entropies of the frame's `D` numbers, each
+    given the ones drawn before it. Their mean over draws is the entropy of `u`; where no scale depends on what was
+    drawn, this is."""
     hidden: Float[Tensor, "batch width"]
     state: WorldState
     guidance: Guidance | None

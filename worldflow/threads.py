@@ -4,17 +4,34 @@ A parallel loop ends when its last thread does. Where a thread waits for a core 
 every one of the thousand loops of a training step: one busy neighbor on a two-core machine made such steps ten times
 slower on two threads, and left them alone on one, where they take only a third longer than on two free cores. So
 whoever has time rather than steps to spend measures, now and then, and takes the faster.
+
+A forked process has none of its parent's threads but waits for them all the same: it must compute on one.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-__all__ = ["ThreadChoice"]
+__all__ = ["ThreadChoice", "use_one_thread_after_fork"]
+
+_process = 0 if type(multiprocessing.current_process()).__name__ == "ForkProcess" else os.getpid()
+
+
+def use_one_thread_after_fork() -> None:
+    """Have torch compute on one thread from the first call in a forked process on; anywhere else it does nothing.
+
+    A parallel loop there would wait for ever for threads that were not forked.
+    """
+    global _process
+    if os.getpid() != _process:
+        torch.set_num_threads(1)
+        _process = os.getpid()
 
 
 class ThreadChoice:

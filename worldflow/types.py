@@ -160,6 +160,10 @@ class Transition:
     `frame` is None where the caller asked not to decode. `latent` is the frame as the deep block knows it
     (`u` of the flow). `log_prob` is the model's own log-likelihood of exactly what it drew. `reward` and `terminated`
     are drawn; `reward_mean` and `termination_prob` are what they were drawn from.
+
+    `entropy` is that of the frame's distribution, in nats: of `latent`, as `DrawnFrame.entropy` says it. `is_finite`
+    tells whether all of this is, and the frame's pixels before they were rounded to gray levels. Both are None where a
+    simulator does not know them.
     """
 
     frame: UInt8[Tensor, "batch row column channel"] | None
@@ -169,6 +173,8 @@ class Transition:
     termination_prob: Float32[Tensor, " batch"]
     log_prob: LogProb
     latent: Float32[Tensor, "batch token latent"]
+    entropy: Float32[Tensor, " batch"] | None = None
+    is_finite: Bool[Tensor, " batch"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ that of its reward and its termination.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from worldflow.actions import ActionEncoder
 from worldflow.codec import build_codec
 from worldflow.denoiser import Denoiser
-from worldflow.flow import DrawnFrame, VideoFlow
+from worldflow.flow import DrawnFrame, Guidance, VideoFlow
 from worldflow.heads import RewardHead, TerminationHead
 from worldflow.jacobi import Method
 from worldflow.randomness import normal, uniform
@@ -111,6 +112,7 @@ class WorldModel(nn.Module):
         past_actions: Shaped[Tensor, "batch past *action"] | None = None,
         *,
         text: Float[Tensor, "batch word text"] | None = None,
+        hide_actions: bool = False,
         generator: Generators = None,
     ) -> WorldState:
         """Read a past.
@@ -119,6 +121,7 @@ class WorldModel(nn.Module):
             frames: Its frames, at least one.
             past_actions: The actions between them; None for a single frame.
             text: Embedded texts, for a world that reads some; None for the empty text.
+            hide_actions: Read it without its actions: what guidance goes away from.
             generator: Draws the codes' noise.
 
         Returns:
@@ -141,7 +144,9 @@ class WorldModel(nn.Module):
         codes = self.codes(frames)
         x = self.with_noise(codes, generator=generator)
         state = self.begin(B, text=text)
-        state = self.flow(x, features, shown=codes if self.config.flow.has_shown else None, state=state).state
+        hidden = torch.full((B,), hide_actions, device=self.device)
+        shown = codes if self.config.flow.has_shown else None
+        state = self.flow(x, features, shown=shown, hide_actions=hidden, state=state).state
         assert state is not None
         return state
 
@@ -188,6 +193,49 @@ class WorldModel(nn.Module):
         Raises:
             ValueError: If the action's shape or values are wrong.
         """
+        transition, state, _ = self.guided_step(
+            state,
+            None,
+            action,
+            generator=generator,
+            temperature=temperature,
+            decode=decode,
+            method=method,
+            tolerance=tolerance,
+        )
+        return transition, state
+
+    @torch.no_grad()
+    def guided_step(
+        self,
+        state: WorldState,
+        guidance: Guidance | None,
+        action: Shaped[Tensor | np.ndarray, "batch *action"],
+        *,
+        generator: Generators = None,
+        temperature: float = 1.0,
+        decode: bool = True,
+        method: Method = "jacobi",
+        tolerance: float = 1e-4,
+    ) -> tuple[Transition, WorldState, Guidance | None]:
+        """As `step`, with frames that the condition makes more likely, at twice the cost.
+
+        Likelihood and entropy stay those of the world as it is, without guidance.
+
+        Args:
+            state: As in `step`.
+            guidance: How far to go beyond the condition, and the same past without it, as `start(hide_actions=True)`
+                reads it; None draws as the world is.
+            action: As in `step`.
+            generator: As in `step`.
+            temperature: As in `step`.
+            decode: As in `step`.
+            method: As in `step`.
+            tolerance: As in `step`.
+
+        Returns:
+            The transition, the state after it, and what to guide the next one with.
+        """
         action = torch.as_tensor(action)
         if len(action) != len(state) or action.dim() != 1 + len(self.config.data.action.shape):
             shape = (len(state), *self.config.data.action.shape)
@@ -196,14 +244,20 @@ class WorldModel(nn.Module):
         shape = (B, self.config.flow.num_tokens, self.config.flow.latent_dim)
         z = normal(shape, generator, device=self.device, dtype=self.dtype)
         chances = uniform((B, 4), generator, device=self.device, dtype=self.dtype)
-        drawn = self.flow.draw(state, self.encode_actions(action), temperature * z, method=method, tolerance=tolerance)
-        frame, frame_log_prob, state = None, drawn.log_prob, drawn.state
+        features = self.encode_actions(action)
+        drawn = self.flow.draw(state, features, temperature * z, method=method, tolerance=tolerance, guidance=guidance)
+        frame, frame_log_prob, state, guidance = None, drawn.log_prob, drawn.state, drawn.guidance
+        is_finite = drawn.u.isfinite().all(-1).all(-1)
         if decode or self.config.flow.has_shown:
             x, log_det = self._to_frame_latent(drawn.u, method=method)
-            frame, frame_log_prob = self.codec.decode(x), frame_log_prob + log_det
+            frame, is_shown = self.codec.decode_checked(x)
+            frame_log_prob, is_finite = frame_log_prob + log_det, is_finite & is_shown
             if self.config.flow.has_shown:
-                state = self.flow.show(state, self.codes(frame))
-        return self._transition(drawn, frame, frame_log_prob, chances), state
+                codes = self.codes(frame)
+                state = self.flow.show(state, codes)
+                if guidance is not None:
+                    guidance = replace(guidance, state=self.flow.show(guidance.state, codes))
+        return self._transition(drawn, frame, frame_log_prob, chances, is_finite), state, guidance
 
     @torch.no_grad()
     def imagine(
@@ -404,21 +458,26 @@ class WorldModel(nn.Module):
         return x, log_det[:, 0].sum(-1)
 
     def _transition(
-        self, drawn: DrawnFrame, frame: Tensor | None, frame_log_prob: Tensor, chances: Tensor
+        self, drawn: DrawnFrame, frame: Tensor | None, frame_log_prob: Tensor, chances: Tensor, is_finite: Tensor
     ) -> Transition:
         termination_prob = self.termination.logit(drawn.hidden).sigmoid()
         terminated = chances[:, 0] < termination_prob
-        reward = self.reward.sample(drawn.hidden, chances[:, 1:])
+        reward, reward_mean = self.reward.sample(drawn.hidden, chances[:, 1:]), self.reward.mean(drawn.hidden)
+        log_prob = LogProb(
+            frame=frame_log_prob,
+            reward=self.reward.log_prob(drawn.hidden, reward),
+            terminated=self.termination.log_prob(drawn.hidden, terminated),
+        )
+        for value in (reward, reward_mean, termination_prob, log_prob.total, drawn.entropy):
+            is_finite = is_finite & value.isfinite()
         return Transition(
             frame=frame,
             reward=reward,
-            reward_mean=self.reward.mean(drawn.hidden),
+            reward_mean=reward_mean,
             terminated=terminated,
             termination_prob=termination_prob,
-            log_prob=LogProb(
-                frame=frame_log_prob,
-                reward=self.reward.log_prob(drawn.hidden, reward),
-                terminated=self.termination.log_prob(drawn.hidden, terminated),
-            ),
+            log_prob=log_prob,
             latent=drawn.u,
+            entropy=drawn.entropy,
+            is_finite=is_finite,
         )

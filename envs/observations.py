@@ -1,0 +1,67 @@
+"""What is observed of an imagined episode: its frame, the flow's tokens of it, or both."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+
+if TYPE_CHECKING:
+    from worldflow.envs.imagined import ImaginedEpisodes
+    from worldflow.world import WorldModel
+
+__all__ = ["Observer", "recorded_action_space"]
+
+
+class Observer:
+    """Observations of episodes, as their options say.
+
+    Tokens are what the flow goes on from: `u` of the last frame, or the codes of what was shown of it where the world
+    reads those (`FlowConfig.has_shown`). They are unbounded, so that their space is all finite float32 numbers.
+
+    Args:
+        episodes: The episodes.
+
+    Attributes:
+        space: The space of one observation.
+    """
+
+    def __init__(self, episodes: ImaginedEpisodes) -> None:
+        self._episodes = episodes
+        self._kind = episodes.options.observation
+        pixels = _recorded_space(episodes.world.config.data.observation_space)
+        assert pixels.shape is not None
+        self._shape = pixels.shape
+        flow, most = episodes.world.config.flow, np.finfo(np.float32).max
+        latent = gym.spaces.Box(-most, most, (flow.num_tokens, flow.latent_dim), np.float32)
+        spaces = {"pixels": pixels, "latent": latent}
+        self.space: gym.Space[Any] = gym.spaces.Dict(spaces) if self._kind == "dict" else spaces[self._kind]
+
+    def all(self) -> Any:
+        """A copy of every row's observation, one behind the other."""
+        if self._kind == "pixels":
+            return self._pixels()
+        if self._kind == "latent":
+            return self._episodes.latents.copy()
+        return {"pixels": self._pixels(), "latent": self._episodes.latents.copy()}
+
+    def row(self, index: int) -> Any:
+        """One row's observation."""
+        seen = self.all()
+        return {name: part[index] for name, part in seen.items()} if isinstance(seen, dict) else seen[index]
+
+    def _pixels(self) -> np.ndarray:
+        frames = self._episodes.frames
+        return frames.reshape(len(frames), *self._shape).copy()
+
+
+def recorded_action_space(world: WorldModel) -> gym.Space[Any]:
+    """The action space of the environment that a world was learned from."""
+    return _recorded_space(world.config.data.action_space)
+
+
+def _recorded_space(text: str) -> gym.Space[Any]:
+    from minari.serialization import deserialize_space  # the inverse of what wrote it
+
+    return deserialize_space(text)
