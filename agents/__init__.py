@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from worldflow.agents.objectives import Objective, Return, Rollout
-from worldflow.agents.plan import (
-    CEM,
-    Diagnostics,
-    Plan,
-    Planner,
-    RandomShooting,
-)
+from worldflow.agents.differentiable import Differentiable
+from worldflow.agents.icem import ICEM
+from worldflow.agents.likelihood import GoalLikelihood, InDistribution
+from worldflow.agents.mppi import MPPI
+from worldflow.agents.objectives import Entropy, Objective, Return, Rollout, Scaled, Sum, Term
+from worldflow.agents.plan import CEM, Planner, RandomShooting
+from worldflow.agents.refine import Refined
+from worldflow.agents.result import Diagnostics, Plan
 from worldflow.agents.rollout import Simulator, SimulatorState, candidate_values
 
 __all__ = [
     "CEM",
+    "ICEM",
+    "MPPI",
     "Diagnostics",
+    "Differentiable",
+    "Entropy",
+    "GoalLikelihood",
+    "InDistribution",
     "Objective",
     "Plan",
     "Planner",
     "RandomShooting",
+    "Refined",
     "Return",
     "Rollout",
+    "Scaled",
     "Simulator",
     "SimulatorState",
+    "Sum",
+    "Term",
     "candidate_values",
 ]

@@ -286,12 +286,14 @@ class VideoFlow(nn.Module):
         solution = invert(conditional, z, start=start, method=method, past=past, tolerance=tolerance)
         u = solution.x[:, None].repeat(copies, 1, 1, 1)
         out = self.deep(u, lead=lead, draft=draft, past=past, count=both.count)
-        log_prob = standard_normal_log_prob((u - out.mu) / out.sigma) - out.sigma.log().sum((-2, -1))
+        log_scale = out.sigma.log().sum((-2, -1))
+        log_prob = standard_normal_log_prob((u - out.mu) / out.sigma) - log_scale
         mean = self._running_means(u, both)[:, -1]
         after = self._advance(both, torch.cat((both.latents[:, 1:], u), dim=1), mean, 1, out.new, draft_new)
         return DrawnFrame(
             u=solution.x,
             log_prob=log_prob[:B, 0],
+            log_scale=log_scale[:B, 0],
             hidden=out.hidden[:B, 0],
             state=after if guidance is None else after[:B],
             guidance=None if guidance is None else replace(guidance, state=after[B:]),

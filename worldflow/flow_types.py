@@ -50,6 +50,8 @@ class DrawnFrame:
     u: Float[Tensor, "batch token latent"]
     log_prob: Float[Tensor, " batch"]
     """Under the condition, without guidance."""
+    log_scale: Float[Tensor, " batch"]
+    """`sum ln sigma` over the frame, under the condition."""
     hidden: Float[Tensor, "batch width"]
     state: WorldState
     guidance: Guidance | None

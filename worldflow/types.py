@@ -159,7 +159,9 @@ class Transition:
 
     `frame` is None where the caller asked not to decode. `latent` is the frame as the deep block knows it
     (`u` of the flow). `log_prob` is the model's own log-likelihood of exactly what it drew. `reward` and `terminated`
-    are drawn; `reward_mean` and `termination_prob` are what they were drawn from.
+    are drawn; `reward_mean` and `termination_prob` are what they were drawn from. `entropy` is that of the frame in
+    nats, in the space of `log_prob.frame`: of each token given the ones before it, in closed form; so what is random
+    about it are those tokens. None where a simulator does not know it.
     """
 
     frame: UInt8[Tensor, "batch row column channel"] | None
@@ -169,6 +171,7 @@ class Transition:
     termination_prob: Float32[Tensor, " batch"]
     log_prob: LogProb
     latent: Float32[Tensor, "batch token latent"]
+    entropy: Float32[Tensor, " batch"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
