@@ -30,8 +30,8 @@ def colored_normal(
     """Draw standard normal numbers that are correlated over time.
 
     A sum of waves `k = 0 .. T` over twice the length, of which the first half is kept: the whole is periodic, and its
-    last numbers are followed by the first ones. With `w_k = max(k, 1)^-exponent`, halved for the first and the last, which have
-    no sine,
+    last numbers are followed by the first ones. With `w_k = max(k, 1)^-exponent`, halved for the first and the last,
+    which have no sine,
 
         x_t = sum_k sqrt(w_k / sum w) (a_k cos(pi k t / T) + b_k sin(pi k t / T)),   a_k, b_k ~ N(0, 1)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from worldflow.agents.differentiable import Differentiable
 from worldflow.agents.objectives import Objective
 from worldflow.agents.plan import Planner
 from worldflow.agents.proposals import bounds, check_searchable, to_actions
@@ -27,6 +28,7 @@ from worldflow.agents.rollout import (
     check_rows,
     rollout_values,
 )
+from worldflow.agents.search import check_understood
 from worldflow.types import ActionSpec, Generators
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ class Refined(Generic[S]):
                 "discrete actions have no gradient to follow; plan with CEM, ICEM or MPPI alone, which search them"
             )
         check_searchable(self.action)
+        check_understood(self.world.world if isinstance(self.world, Differentiable) else self.world, self.action)
         check_count("num_refined", self.num_refined)
         check_count("num_steps", self.num_steps)
         check_rows(self.num_samples, self.max_rows)

@@ -15,12 +15,13 @@ from worldflow.agents.proposals import Categorical, CutNormal, Proposal, check_s
 from worldflow.agents.result import Diagnostics, Plan
 from worldflow.agents.rollout import Simulator, SimulatorState, candidate_values, check_count, check_rows
 from worldflow.types import ActionSpec, Generators
+from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
     from jaxtyping import Float64, Shaped
     from torch import Tensor
 
-__all__ = ["NUM_FINALISTS", "Search", "Searcher", "check_searcher"]
+__all__ = ["NUM_FINALISTS", "Search", "Searcher", "check_searcher", "check_understood"]
 
 NUM_FINALISTS = 8
 """Best candidates that a search keeps."""
@@ -60,8 +61,31 @@ class Searcher(Protocol[S]):
 def check_searcher(planner: Searcher[S]) -> None:
     """Raise ValueError or TypeError unless these can be searched with."""
     check_searchable(planner.action)
+    check_understood(planner.world, planner.action)
     check_count("action_repeat", planner.action_repeat)
     check_rows(planner.num_samples, planner.max_rows)
+
+
+def check_understood(world: object, action: ActionSpec) -> None:
+    """Refuse actions that a learned world does not know; other bounds of a Box are the caller's choice.
+
+    Raises:
+        ValueError: If shape, kind or choices differ.
+    """
+    if not isinstance(world, WorldModel):
+        return
+    known = world.config.data.action
+    if (action.shape, action.choices, action.first) != (known.shape, known.choices, known.first):
+        raise ValueError(
+            f"the world knows {_described(known)}, the planner was given {_described(action)}; "
+            "plan with world.config.data.action"
+        )
+
+
+def _described(action: ActionSpec) -> str:
+    if not action.is_discrete:
+        return f"continuous actions of shape {action.shape}"
+    return f"discrete actions of shape {action.shape}, {action.choices} choices from {action.first} on"
 
 
 class Search(Generic[S]):
