@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from worldflow.agents.acting import Decision, Pilot, Played, act, observe, summary
 from worldflow.agents.differentiable import Differentiable
 from worldflow.agents.icem import ICEM
 from worldflow.agents.likelihood import GoalLikelihood, InDistribution
@@ -16,14 +17,17 @@ __all__ = [
     "CEM",
     "ICEM",
     "MPPI",
+    "Decision",
     "Diagnostics",
     "Differentiable",
     "Entropy",
     "GoalLikelihood",
     "InDistribution",
     "Objective",
+    "Pilot",
     "Plan",
     "Planner",
+    "Played",
     "RandomShooting",
     "Refined",
     "Return",
@@ -33,5 +37,8 @@ __all__ = [
     "SimulatorState",
     "Sum",
     "Term",
+    "act",
     "candidate_values",
+    "observe",
+    "summary",
 ]

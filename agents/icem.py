@@ -4,7 +4,7 @@ What it adds to `worldflow.agents.plan.CEM`:
 
 - candidates vary with *colored* noise over time (`worldflow.agents.noise`): they push on instead of trembling;
 - part of an iteration's elites stay candidates of the next one;
-- of a guess of several sequences (`Plan.shift_all`) all are tried: the elites of the last plan, shifted;
+- so do those of the last plan, shifted, which a guess of several sequences holds (`Plan.shift_all`);
 - each iteration draws fewer candidates than the one before, `decay` times;
 - the distribution's mode is a candidate of the last iteration only, and what is done is the best candidate seen.
 
@@ -98,10 +98,11 @@ class ICEM(Generic[S]):
         generator: Generators = None,
         guess: Shaped[Tensor, "batch *guess time *action"] | None = None,
     ) -> Plan:
-        """Search as `Planner.plan`; the first guess is where the first distribution has its mode, all are tried."""
+        """Search as `Planner.plan`; the first guess is where the first distribution has its mode."""
         search = Search(self, state, objective, horizon, generator, guess)
         proposal = search.proposal(std=self.initial_std)
-        kept = proposal.mode[:, None] if search.guesses is None else search.guesses
+        num_kept = math.ceil(self.kept_fraction * self.num_elites)
+        kept = search.first(num_kept)
         for iteration in range(self.num_iterations):
             given = [kept]
             if iteration > 0 and iteration == self.num_iterations - 1:
@@ -110,7 +111,7 @@ class ICEM(Generic[S]):
             candidates = torch.cat((*given, drawn), dim=1)
             elites = best_of(candidates, search.values(candidates), self.num_elites)
             proposal = proposal.fitted(elites, smoothing=self.smoothing)
-            kept = elites[:, : math.ceil(self.kept_fraction * self.num_elites)]
+            kept = elites[:, :num_kept]
         return search.finish(proposal.mode)
 
     def _draws(self, iteration: int) -> int:

@@ -93,12 +93,12 @@ class MPPI(Generic[S]):
         generator: Generators = None,
         guess: Shaped[Tensor, "batch *guess time *action"] | None = None,
     ) -> Plan:
-        """Search as `Planner.plan`; the first guess is where the first distribution has its mode, all are tried."""
+        """Search as `Planner.plan`; the first guess is where the first distribution has its mode."""
         search = Search(self, state, objective, horizon, generator, guess)
         proposal = search.proposal(std=self.initial_std)
-        given = proposal.mode[:, None] if search.guesses is None else search.guesses
+        given = search.first(self.num_candidates // 2)
         for _ in range(self.num_iterations):
-            drawn = proposal.sample(max(self.num_candidates - given.shape[1], 1), generator, exponent=self.exponent)
+            drawn = proposal.sample(self.num_candidates - given.shape[1], generator, exponent=self.exponent)
             candidates = torch.cat((given, drawn), dim=1)
             weights = _weights(search.values(candidates), self.temperature)
             proposal = proposal.tilted(candidates, weights, smoothing=self.smoothing, cooling=self.cooling)

@@ -78,7 +78,7 @@ class Planner(Protocol[S_contra]):
             generator: Draws candidates and futures. With one for each row of the state, a row's plan does not depend
                 on the others (but for what the world's own arithmetic makes of a batch).
             guess: Actions to start from, such as `last_plan.shift()`; or several sequences of them for each row, the
-                likeliest first, such as `last_plan.shift_all()`: the others are tried.
+                likeliest first, such as `last_plan.shift_all()`: the others are tried, as far as the budget allows.
 
         Raises:
             ValueError, TypeError: If the horizon, the guess or the generators do not fit, or the objective gives NaN.
@@ -208,10 +208,8 @@ class CEM(Generic[S]):
         search = Search(self, state, objective, horizon, generator, guess)
         proposal = search.proposal(std=self.initial_std)
         for iteration in range(self.num_iterations):
-            given = proposal.mode[:, None]
-            if iteration == 0 and search.guesses is not None:
-                given = torch.cat((given, search.guesses[:, 1:]), dim=1)
-            drawn = proposal.sample(max(self.num_candidates - given.shape[1], 1), generator)
+            given = search.first(self.num_candidates // 2) if iteration == 0 else proposal.mode[:, None]
+            drawn = proposal.sample(self.num_candidates - given.shape[1], generator)
             candidates = torch.cat((given, drawn), dim=1)
             values = search.values(candidates)
             proposal = proposal.fitted(best_of(candidates, values, self.num_elites), smoothing=self.smoothing)

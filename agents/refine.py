@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Refined"]
 
 S = TypeVar("S", bound=SimulatorState)
-BETAS, EPSILON = (0.9, 0.999), 1e-8
+BETAS, EPSILON = (0.9, 0.95), 1e-8
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Refined(Generic[S]):
     _: KW_ONLY
     num_refined: int = 4
     num_steps: int = 10
-    learning_rate: float = 0.1
+    learning_rate: float = 0.05
     num_samples: int = 1
     max_rows: int = 64
 

@@ -125,6 +125,12 @@ class Search(Generic[S]):
         self._num_steps = 0
         self._best: tuple[Tensor, Tensor] | None = None
 
+    def first(self, at_most: int) -> Float64[Tensor, "batch candidate block component"]:
+        """Candidates to begin with besides what is drawn: the guesses, or the mode of the first distribution."""
+        if self.guesses is None:
+            return self.proposal(std=1.0).mode[:, None]
+        return self.guesses[:, : max(1, at_most)]
+
     def proposal(self, *, std: float) -> Proposal:
         """The distribution to begin with, around the first guess; `std` in half widths of a Box's bounds."""
         guess = None if self.guesses is None else self.guesses[:, 0]

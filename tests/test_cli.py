@@ -207,6 +207,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
         "collect": {"env_id"},
         "train": {"dataset"},
         "score": {"run", "dataset"},
+        "plan": {"run"},
         "ship": {"name"},
         "evaluate": {"run", "dataset"},
         "demo": set(),
@@ -222,7 +223,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
     ("words", "part"),
     [
         ("trian data", "unknown command 'trian'; did you mean 'train'?"),
-        ("zzz", "the commands are collect, train, generate, evaluate, score, ship, demo, bench"),
+        ("zzz", "the commands are collect, train, generate, evaluate, score, plan, ship, demo, bench"),
     ],
 )
 def test_unknown_commands(words: str, part: str, run: Run) -> None:

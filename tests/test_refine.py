@@ -93,9 +93,9 @@ def test_refined_plans_are_exact_where_the_search_is_coarse() -> None:
     coarse = search.plan(Toy(STARTS), UNDISCOUNTED, 6, generator=seeded(0))
     planner = Refined(search, PointMass(), BOX, num_steps=60)
     fine = planner.plan(Toy(STARTS), UNDISCOUNTED, 6, generator=seeded(0))
-    assert bool((value - coarse.value > 0.01).all())
-    assert bool((value - fine.value < 1e-3).all())
-    assert torch.allclose(fine.actions, actions, rtol=0, atol=0.05)
+    assert bool((value - coarse.value > 0.05).all())
+    assert bool((value - fine.value < 2e-3).all())
+    assert torch.allclose(fine.actions, actions, rtol=0, atol=0.1)
 
 
 def test_refined_plans_stay_within_their_bounds() -> None:
@@ -156,18 +156,18 @@ def test_the_luck_of_the_futures_it_climbed_is_not_counted() -> None:
 
 @pytest.mark.parametrize("shown", [False, True])
 def test_plans_are_refined_in_a_learned_world(shown: bool) -> None:
-    world = tiny_world(scale=2.0, shown=shown)
+    world = tiny_world(scale=2.0, shown=shown, contexts=2)
     state, action = started(world), world.config.data.action
     kept = state.to_bytes()
-    search = CEM(world, action, num_candidates=8, num_elites=2, num_iterations=2)
-    planner = Refined(search, Differentiable(world), action, num_refined=2, num_steps=3, max_rows=3)
+    search = CEM(world, action, num_candidates=4, num_elites=2, num_iterations=1)
+    planner = Refined(search, Differentiable(world), action, num_refined=3, num_steps=2, max_rows=2)
     before = torch.get_rng_state()
     plan, again = (planner.plan(state, Return(), 2, generator=seeded(1)) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(plan.actions, again.actions)
     assert torch.equal(plan.value, again.value)
     assert state.to_bytes() == kept
-    assert plan.actions.shape == (4, 2, 2)
+    assert plan.actions.shape == (2, 2, 2)
     assert plan.actions.dtype == torch.float32
     assert bool((plan.actions.abs() <= 1).all())
     assert all(p.grad is None for p in world.parameters())
