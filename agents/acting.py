@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from worldflow.agents.objectives import Objective
 from worldflow.agents.plan import Planner
@@ -204,7 +205,13 @@ class Played:
 
 
 def act(
-    pilot: Pilot, env: gym.Env[Any, Any], *, episodes: int = 1, seed: int = 0, max_steps: int | None = None
+    pilot: Pilot,
+    env: gym.Env[Any, Any],
+    *,
+    episodes: int = 1,
+    seed: int = 0,
+    max_steps: int | None = None,
+    progress: bool = False,
 ) -> Iterator[Played]:
     """Play episodes in a real environment.
 
@@ -214,6 +221,7 @@ def act(
         episodes: How many to play.
         seed: Episode `n` is played with `seed + n`, whatever came before it.
         max_steps: Steps after which an episode is cut off; by default the environment's own limit, or 1000.
+        progress: Whether to show a progress bar.
 
     Yields:
         Episodes, each when it is over.
@@ -229,7 +237,7 @@ def act(
     _check_fits(pilot.world, env)
     limits = (max_steps, None if env.spec is None else env.spec.max_episode_steps)
     limit = min((limit for limit in limits if limit is not None), default=DEFAULT_MAX_STEPS)
-    return _episodes(pilot, env, episodes, seed, limit)
+    return _episodes(pilot, env, episodes, seed, limit, progress=progress)
 
 
 def summary(played: Sequence[Played]) -> dict[str, Any]:
@@ -259,18 +267,24 @@ def summary(played: Sequence[Played]) -> dict[str, Any]:
     }
 
 
-def _episodes(pilot: Pilot, env: gym.Env[Any, Any], episodes: int, seed: int, limit: int) -> Iterator[Played]:
-    for number in range(seed, seed + episodes):
-        played, error = _play(pilot, env, number, limit)
-        yield played
-        if error is not None:
-            raise RuntimeError(
-                f"the environment raised {played.error} at step {len(played.episode)} of the episode with seed "
-                f"{number}; {number - seed} episodes before it and its first {len(played.episode)} steps are kept"
-            ) from error
+def _episodes(
+    pilot: Pilot, env: gym.Env[Any, Any], episodes: int, seed: int, limit: int, *, progress: bool
+) -> Iterator[Played]:
+    with tqdm(total=episodes, desc="act", unit="episode", mininterval=0.5, disable=not progress) as bar:
+        for number in range(seed, seed + episodes):
+            played, error = _play(pilot, env, number, limit, bar)
+            yield played
+            bar.update()
+            if error is not None:
+                raise RuntimeError(
+                    f"the environment raised {played.error} at step {len(played.episode)} of the episode with seed "
+                    f"{number}; {number - seed} episodes before it and its first {len(played.episode)} steps are kept"
+                ) from error
 
 
-def _play(pilot: Pilot, env: gym.Env[Any, Any], seed: int, limit: int) -> tuple[Played, Exception | None]:
+def _play(
+    pilot: Pilot, env: gym.Env[Any, Any], seed: int, limit: int, bar: tqdm[Any]
+) -> tuple[Played, Exception | None]:
     """One episode, and the error that ended it."""
     from worldflow.envs.policies import valid_action
 
@@ -291,6 +305,8 @@ def _play(pilot: Pilot, env: gym.Env[Any, Any], seed: int, limit: int) -> tuple[
         rewards.append(float(reward))
         terminated.append(bool(is_terminated))
         truncated.append(bool(is_truncated) or (step == limit - 1 and not is_terminated))
+        bar.set_postfix_str(f"step {step + 1}, return {sum(rewards):.5g}", refresh=False)
+        bar.update(0)
         if terminated[-1] or truncated[-1]:
             break
     if failure is not None and truncated:

@@ -96,9 +96,10 @@ class PlanCommand:
             sees=self.video is not None,
         )
         played: list[Played] = []
+        rules: dict[str, Any] = {"episodes": self.episodes, "seed": self.seed, "max_steps": self.max_steps}
         try:
             with contextlib.closing(self._environment(world)) as env:
-                for episode in act(pilot, env, episodes=self.episodes, seed=self.seed, max_steps=self.max_steps):
+                for episode in act(pilot, env, **rules, progress=True):
                     played.append(episode)
                     if self.video is not None:
                         _show(episode, Path(self.video), fps=float(env.metadata.get("render_fps", 15)))

@@ -12,13 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from worldflow.codec import to_float, to_uint8
 from worldflow.randomness import normal, uniform
 from worldflow.state import WorldState
-from worldflow.types import Generators, Transition
+from worldflow.types import Generators, LogProb, Transition
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
@@ -60,15 +59,32 @@ class Differentiable:
         chances = uniform((B, 4), generator, device=world.device, dtype=world.dtype)
         features = world.encode_actions(action)
         drawn = world.flow.draw(state, features, self.temperature * z, method="sequential")
-        frame, log_det, after = None, torch.zeros_like(drawn.log_prob), drawn.state
+        frame, frame_log_prob, after = None, drawn.log_prob, drawn.state
         if decode or config.has_shown:
             x = world.flow.from_deep(drawn.u, method="sequential")
-            log_det = world.flow.to_deep(x[:, None])[1][:, 0].sum(-1)
+            frame_log_prob = frame_log_prob + world.flow.to_deep(x[:, None])[1][:, 0].sum(-1)
             pixels = self._shown(x)
             frame = to_uint8(pixels.detach())
             if config.has_shown:
-                after = world.flow.show(after, world.codec.encode_pixels(world.codec.pad(pixels)).to(world.dtype))
-        return world.transition(drawn, frame, log_det, chances), after
+                after = world.flow.show(after, world.codec.encode_pixels(world.codec._pad(pixels)).to(world.dtype))
+        termination_prob = world.termination.logit(drawn.hidden).sigmoid()
+        terminated = chances[:, 0] < termination_prob
+        reward = world.reward.sample(drawn.hidden.detach(), chances[:, 1:])
+        transition = Transition(
+            frame=frame,
+            reward=reward,
+            reward_mean=world.reward.mean(drawn.hidden),
+            terminated=terminated,
+            termination_prob=termination_prob,
+            log_prob=LogProb(
+                frame=frame_log_prob,
+                reward=world.reward.log_prob(drawn.hidden, reward),
+                terminated=world.termination.log_prob(drawn.hidden, terminated),
+            ),
+            latent=drawn.u,
+            entropy=drawn.entropy,
+        )
+        return transition, after
 
     def _shown(self, x: Float[Tensor, "batch token latent"]) -> Float[Tensor, "batch channel row column"]:
         """Pixels as they are shown, rounded, with the gradient of what was rounded."""

@@ -96,7 +96,7 @@ class ICEM(Generic[S]):
         horizon: int,
         *,
         generator: Generators = None,
-        guess: Shaped[Tensor, "batch *guess time *action"] | None = None,
+        guess: Shaped[Tensor, "batch ..."] | None = None,
     ) -> Plan:
         """Search as `Planner.plan`; the first guess is where the first distribution has its mode."""
         search = Search(self, state, objective, horizon, generator, guess)

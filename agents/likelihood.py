@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["GoalLikelihood", "InDistribution"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GoalLikelihood(Term):
     """How likely the imagined future is to show a goal next, exactly.
 
@@ -55,8 +55,8 @@ class GoalLikelihood(Term):
     when: Literal["last", "mean", "best"] = "last"
     num_draws: int = 1
     seed: int = 0
-    _codes: Tensor = field(init=False, repr=False, compare=False)
-    _noisy: Tensor = field(init=False, repr=False, compare=False)
+    _codes: Tensor = field(init=False, repr=False)
+    _noisy: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_world(self.world, "GoalLikelihood")

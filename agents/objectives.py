@@ -140,9 +140,9 @@ class Entropy(Term):
         value = -weight / T sum_t H_t / D
 
     with `H_t` of `Transition.entropy`: the entropy of the coming frame's tokens, each given the ones before it, in
-    closed form from `sigma`, and `D` their numbers. In nats per dimension; of the frame as the world rolls it, so that
-    numbers of two worlds, or of one that was told to decode and one that was not, are not to be compared. All steps
-    count alike, whether or not the future may have ended: ending early avoids nothing.
+    closed form from `sigma`, and `D` their numbers. In nats per dimension of the flow's latent, so that numbers of two
+    worlds are not to be compared. All steps count alike, whether or not the future may have ended: ending early avoids
+    nothing.
 
     Args:
         weight: Value lost per nat per dimension; negative to seek what is unsure.

@@ -33,7 +33,7 @@ import torch
 
 from worldflow.agents.objectives import Objective
 from worldflow.agents.proposals import draw_uniform
-from worldflow.agents.result import Diagnostics, Plan
+from worldflow.agents.result import Plan
 from worldflow.agents.rollout import Simulator, SimulatorState, check_count
 from worldflow.agents.search import Search, check_searcher
 from worldflow.types import ActionSpec, Generators
@@ -42,16 +42,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float64, Shaped
     from torch import Tensor
 
-__all__ = [
-    "CEM",
-    "Diagnostics",
-    "Plan",
-    "Planner",
-    "RandomShooting",
-    "best_of",
-    "check_elites",
-    "check_smoothing",
-]
+__all__ = ["CEM", "Planner", "RandomShooting", "best_of", "check_elites", "check_smoothing"]
 
 S = TypeVar("S", bound=SimulatorState)
 S_contra = TypeVar("S_contra", bound=SimulatorState, contravariant=True)
@@ -67,7 +58,7 @@ class Planner(Protocol[S_contra]):
         horizon: int,
         *,
         generator: Generators = None,
-        guess: Shaped[Tensor, "batch *guess time *action"] | None = None,
+        guess: Shaped[Tensor, "batch ..."] | None = None,
     ) -> Plan:
         """Search actions for every row of a state, each row on its own.
 
@@ -129,7 +120,7 @@ class RandomShooting(Generic[S]):
         horizon: int,
         *,
         generator: Generators = None,
-        guess: Shaped[Tensor, "batch *guess time *action"] | None = None,
+        guess: Shaped[Tensor, "batch ..."] | None = None,
     ) -> Plan:
         """Search as `Planner.plan`; guesses are further candidates."""
         search = Search(self, state, objective, horizon, generator, guess)
@@ -202,7 +193,7 @@ class CEM(Generic[S]):
         horizon: int,
         *,
         generator: Generators = None,
-        guess: Shaped[Tensor, "batch *guess time *action"] | None = None,
+        guess: Shaped[Tensor, "batch ..."] | None = None,
     ) -> Plan:
         """Search as `Planner.plan`; the guess is where the first distribution has its mode."""
         search = Search(self, state, objective, horizon, generator, guess)

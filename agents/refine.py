@@ -94,7 +94,7 @@ class Refined(Generic[S]):
         horizon: int,
         *,
         generator: Generators = None,
-        guess: Shaped[Tensor, "batch *guess time *action"] | None = None,
+        guess: Shaped[Tensor, "batch ..."] | None = None,
     ) -> Plan:
         """Search as the planner does, then refine.
 

@@ -114,7 +114,7 @@ class Search(Generic[S]):
         objective: Objective,
         horizon: int,
         generator: Generators,
-        guess: Shaped[Tensor, "batch *guess time *action"] | None,
+        guess: Shaped[Tensor, "batch ..."] | None,
     ) -> None:
         check_count("horizon", horizon)
         self.planner, self.state, self.objective = planner, state, objective

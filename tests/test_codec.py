@@ -84,7 +84,7 @@ def test_a_token_is_where_its_pixels_are() -> None:
 def test_code_has_unit_variance_once_statistics_have_settled() -> None:
     codec = learned().train()
     frames = to_float(pixels(64, 13, 18, 3))
-    padded = codec.pad(frames)
+    padded = codec._pad(frames)
     with torch.no_grad():
         in_training = codec.encode_pixels(padded)
         for _ in range(200):  # (1 - 0.05)^200 = 3.5e-5 of the first statistics is left

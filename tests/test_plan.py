@@ -42,7 +42,7 @@ from toys import (
 
 from worldflow.agents import Planner, RandomShooting, Return, Rollout, candidate_values
 from worldflow.agents.proposals import Categorical, CutNormal
-from worldflow.types import ActionSpec
+from worldflow.types import ActionSpec, Transition
 
 # -- known optima -------------------------------------------------------------------------------------------------
 
@@ -243,6 +243,62 @@ def test_a_good_guess_is_never_lost(make: Callable[..., Planner[Any]], kind: str
     assert bool((cold.value < best - 1e-3).any())
 
 
+@every_planner
+def test_every_guess_is_tried_as_far_as_the_budget_allows(make: Callable[..., Planner[Any]]) -> None:
+    actions, best = riccati(STARTS, 8)
+    options: dict[str, Any] = {"num_candidates": 6} if make is shooting else {"num_candidates": 6, "num_iterations": 1}
+    options |= {"num_elites": 4} if make in (cem, icem) else {}
+    guesses = torch.stack((torch.zeros_like(actions), actions, -actions), dim=1)
+    plan = make(PointMass(), BOX, **options).plan(
+        Toy(STARTS), UNDISCOUNTED, 8, generator=seeded(0), guess=guesses[:, :2] if make is icem else guesses
+    )
+    assert torch.allclose(plan.value, best, rtol=0, atol=1e-12)
+    assert torch.equal(plan.diagnostics.finalists[:, 0], actions)
+    world = Watched(PointMass())
+    many = make(world, BOX, **options).plan(
+        Toy(STARTS), UNDISCOUNTED, 8, generator=seeded(0), guess=plan.shift_all().repeat(1, 9, 1, 1)
+    )
+    drawn = {shooting: 9 * plan.shift_all().shape[1], icem: math.ceil(0.3 * 4)}.get(make, 0)
+    assert world.rows[0] == 3 * (6 + drawn)
+    assert many.actions.shape == (3, 8, 1)
+
+
+@every_planner
+def test_held_actions_are_searched_as_one(make: Callable[..., Planner[Any]]) -> None:
+    world, state = Chain(), Toy(torch.tensor([1, 2, 3]))
+    plan = make(world, MOVES, action_repeat=2).plan(state, UNDISCOUNTED, 5, generator=seeded(0))
+    a, b, c, d, _ = plan.actions.unbind(dim=1)
+    assert torch.equal(a, b) and torch.equal(c, d)
+    held = torch.tensor(list(itertools.product((1, 2, 3), repeat=3))).repeat_interleave(2, dim=1)[:, :5]
+    every = candidate_values(world, state, held.expand(3, -1, -1), UNDISCOUNTED)
+    assert torch.allclose(plan.value, every.amax(dim=1), rtol=0, atol=1e-12)
+    assert plan.diagnostics.finalists.shape[2:] == (5,)
+    again = make(world, MOVES, action_repeat=2).plan(state, UNDISCOUNTED, 5, generator=seeded(1), guess=plan.actions)
+    assert torch.allclose(again.value, plan.value, rtol=0, atol=1e-12)
+
+
+def test_colored_noise_finds_a_long_push_that_white_noise_does_not() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Far:
+        """Pays for how far 20 pushes lead."""
+
+        def step(self, state: Toy, action: Tensor, *, generator: Any, decode: bool) -> tuple[Transition, Toy]:
+            place = state.x + action[:, 0] / 20
+            return outcome(place), Toy(place)
+
+    state = Toy(torch.zeros(1, dtype=torch.float64))
+    best = {
+        exponent: float(
+            icem(Far(), BOX, exponent=exponent, num_candidates=64, num_elites=8, num_iterations=1)
+            .plan(state, UNDISCOUNTED, 20, generator=seeded(0))
+            .diagnostics.best[0, 0]
+        )
+        for exponent in (0.0, 2.0)
+    }
+    # The best of 64 sums of 20 independent pushes, or of 20 that are nearly one: the spread is 2 to 4 times greater.
+    assert best[2.0] > 1.5 * best[0.0] > 0
+
+
 def test_cem_draws_around_its_guess() -> None:
     # The bounds are 5 standard deviations from the guess; 4000 numbers, within 5 sigma of what they should be.
     guess = torch.full((1, 2, 1), 1.0, dtype=torch.float64)
@@ -359,6 +415,16 @@ def test_bounds_hold_in_the_recorded_type() -> None:
         (cem, {"num_iterations": 2.5}, TypeError, "num_iterations must be an integer, got 2.5"),
         (cem, {"smoothing": 1.0}, ValueError, r"smoothing must lie in \[0, 1\), got 1.0"),
         (cem, {"initial_std": 0.0}, ValueError, "initial_std must be positive"),
+        (icem, {"num_candidates": 0}, ValueError, "num_candidates must be at least 2, got 0"),
+        (icem, {"decay": 0.9}, ValueError, "decay must be at least 1, got 0.9"),
+        (icem, {"kept_fraction": 1.5}, ValueError, r"kept_fraction must lie in \[0, 1\]"),
+        (icem, {"exponent": -1.0}, ValueError, "exponent must be at least 0"),
+        (mppi, {"num_candidates": 0}, ValueError, "num_candidates must be at least 2, got 0"),
+        (mppi, {"temperature": 0.0}, ValueError, "temperature must be positive"),
+        (mppi, {"cooling": 0.0}, ValueError, r"cooling must lie in \(0, 1\]"),
+        (mppi, {"exponent": math.inf}, ValueError, "exponent must be at least 0 and finite"),
+        (mppi, {"num_iterations": 0}, ValueError, "num_iterations must be at least 1"),
+        (cem, {"action_repeat": 0}, ValueError, "action_repeat must be at least 1"),
         (shooting, {"max_rows": 4, "num_samples": 5}, ValueError, "raise max_rows or lower num_samples"),
         (cem, {"num_samples": 0}, ValueError, "num_samples must be at least 1"),
     ],
@@ -375,6 +441,8 @@ def test_a_budget_of_nothing_is_refused(
     ("action", "guess", "match"),
     [
         (BOX, torch.zeros(3, 5, 1), r"must have shape \(3, 4, 1\), got \(3, 5, 1\)"),
+        (BOX, torch.zeros(3, 2, 5, 1), r"must have shape \(3, 2, 4, 1\), got \(3, 2, 5, 1\)"),
+        (BOX, torch.zeros(3, 0, 4, 1), "must hold at least one"),
         (BOX, torch.full((3, 4, 1), 2.5), r"must lie between \[-2.0\] and \[2.0\], got 2.5"),
         (BOX, torch.full((3, 4, 1), math.nan), "got nan"),
         (MOVES, torch.zeros(3, 4), r"must lie between \[1.0\] and \[3.0\], got 0"),
@@ -402,6 +470,18 @@ def test_generators_states_and_objectives_must_fit(make: Callable[..., Planner[T
         planner.plan(Toy(STARTS[:0]), Return(), 2, generator=seeded(0))
     with pytest.raises(ValueError, match="one generator or 3"):
         candidate_values(PointMass(), Toy(STARTS), torch.zeros(3, 1, 1, 1), Return(), generator=[seeded(0)] * 4)
+
+
+def test_actions_that_the_world_does_not_know_are_refused() -> None:
+    world = tiny_world()
+    with pytest.raises(
+        ValueError, match=r"knows continuous actions of shape \(2,\), the planner was given d"
+    ):
+        cem(world, MOVES)
+    narrow = dataclasses.replace(world.config.data.action, low=(-0.5, -0.5), high=(0.5, 0.5))
+    cem(world, narrow)
+    with pytest.raises(ValueError, match=r"\(4,\) choices from \(0,\) on"):
+        cem(tiny_world(action="discrete"), MOVES)
 
 
 def test_other_small_arguments_are_checked() -> None:

@@ -118,7 +118,7 @@ class Codec(nn.Module, ABC):
             expected = ", ".join(map(str, self.config.frame_shape))
             raise ValueError(f"frames must have shape (..., {expected}), got {tuple(frames.shape)}")
         flat = frames.reshape(-1, *frames.shape[-3:])
-        codes = [self.encode_pixels(self.pad(to_float(part))) for part in flat.split(chunk)]
+        codes = [self.encode_pixels(self._pad(to_float(part))) for part in flat.split(chunk)]
         return torch.cat(codes).reshape(*frames.shape[:-3], *codes[0].shape[1:])
 
     def decode(
@@ -138,8 +138,7 @@ class Codec(nn.Module, ABC):
     def decode_pixels(self, x: Float[Tensor, "frame token latent"]) -> Float[Tensor, "frame channel row column"]:
         """Padded float frames of a code."""
 
-    def pad(self, pixels: Float[Tensor, "frame channel row column"]) -> Float[Tensor, "frame channel row column"]:
-        """Float frames, their last row and column repeated to whole cells."""
+    def _pad(self, pixels: Tensor) -> Tensor:
         rows, columns = (cells * self.config.patch_size for cells in self.config.grid)
         below, right = rows - pixels.shape[-2], columns - pixels.shape[-1]
         return F.pad(pixels, (0, right, 0, below), mode="replicate") if below or right else pixels
@@ -226,7 +225,7 @@ class LatentCodec(Codec):
 
     def set_mean_frame(self, mean: Float[Tensor, "channel row column"], deviation: float) -> None:
         """Fix the background and the mean absolute distance of a pixel from it, both of [-1, 1] frames."""
-        self.mean_frame.copy_(self.pad(mean[None])[0])
+        self.mean_frame.copy_(self._pad(mean[None])[0])
         self.deviation.fill_(max(deviation, 1e-3))
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:  # noqa: D102
@@ -260,7 +259,7 @@ class LatentCodec(Codec):
             smoothness: Weight of the code's mean squared second difference in time.
             generator: Draws the noise.
         """
-        pixels = self.pad(to_float(frames.flatten(0, 1)))
+        pixels = self._pad(to_float(frames.flatten(0, 1)))
         x = self.encode_pixels(pixels)
         noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         error = (self.decode_pixels(x + self.config.noise_std * noise) - pixels).square()

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from worldflow.attention import KeyValue
-from worldflow.autoregressive import AffineBlock, standard_normal_log_prob
+from worldflow.autoregressive import LOG_2PI, AffineBlock, standard_normal_log_prob
 from worldflow.deep import DeepBlock, roll_in
 from worldflow.drafter import Drafter
 from worldflow.flow_config import FlowConfig
@@ -293,7 +293,7 @@ class VideoFlow(nn.Module):
         return DrawnFrame(
             u=solution.x,
             log_prob=log_prob[:B, 0],
-            log_scale=log_scale[:B, 0],
+            entropy=log_scale[:B, 0] + 0.5 * (1 + LOG_2PI) * self.config.frame_dim,
             hidden=out.hidden[:B, 0],
             state=after if guidance is None else after[:B],
             guidance=None if guidance is None else replace(guidance, state=after[B:]),

@@ -50,8 +50,9 @@ class DrawnFrame:
     u: Float[Tensor, "batch token latent"]
     log_prob: Float[Tensor, " batch"]
     """Under the condition, without guidance."""
-    log_scale: Float[Tensor, " batch"]
-    """`sum ln sigma` over the frame, under the condition."""
+    entropy: Float[Tensor, " batch"]
+    """`sum ln sigma + D/2 (1 + ln 2 pi)` in nats: the exact conditional entropies of the frame's `D` numbers, each
+    given the ones drawn before it. The entropy of `u` itself where no scale depends on those, and on average."""
     hidden: Float[Tensor, "batch width"]
     state: WorldState
     guidance: Guidance | None

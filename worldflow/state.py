@@ -54,7 +54,7 @@ class WorldState:
         return self
 
     def repeat(self, k: int) -> WorldState:
-        """Each row `k` times: `a, b -> a, a, .., b, b, ..`. The branches of a single row share its memory."""
+        """Each row `k` times: `a, b -> a, a, .., b, b, ..`. Copies of a single row share its memory."""
         if len(self) == 1:
             return self._map(lambda tensor: tensor.expand(k, *tensor.shape[1:]))
         return self._map(lambda tensor: tensor.repeat_interleave(k, dim=0))

@@ -244,7 +244,7 @@ class _Run:
         with torch.no_grad():
             order = torch.randperm(len(frames), generator=self.generator)[:4096]
             for part in order.split(256):
-                codec.encode_pixels(codec.pad(to_float(self._as_shown(frames[part]).to(self.device))))
+                codec.encode_pixels(codec._pad(to_float(self._as_shown(frames[part]).to(self.device))))
         codec.eval()
 
     def _as_shown(self, frames: Tensor) -> Tensor:

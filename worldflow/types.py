@@ -159,9 +159,11 @@ class Transition:
 
     `frame` is None where the caller asked not to decode. `latent` is the frame as the deep block knows it
     (`u` of the flow). `log_prob` is the model's own log-likelihood of exactly what it drew. `reward` and `terminated`
-    are drawn; `reward_mean` and `termination_prob` are what they were drawn from. `entropy` is that of the frame in
-    nats, in the space of `log_prob.frame`: of each token given the ones before it, in closed form; so what is random
-    about it are those tokens. None where a simulator does not know it.
+    are drawn; `reward_mean` and `termination_prob` are what they were drawn from.
+
+    `entropy` is that of the frame's distribution, in nats: of `latent`, as `DrawnFrame.entropy` says it. `is_finite`
+    tells whether all of this is, and the frame's pixels before they were rounded to gray levels. Both are None where a
+    simulator does not know them.
     """
 
     frame: UInt8[Tensor, "batch row column channel"] | None
@@ -172,6 +174,7 @@ class Transition:
     log_prob: LogProb
     latent: Float32[Tensor, "batch token latent"]
     entropy: Float32[Tensor, " batch"] | None = None
+    is_finite: Bool[Tensor, " batch"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from worldflow.actions import ActionEncoder
-from worldflow.autoregressive import LOG_2PI
 from worldflow.codec import build_codec
 from worldflow.denoiser import Denoiser
 from worldflow.flow import DrawnFrame, VideoFlow
@@ -198,47 +197,13 @@ class WorldModel(nn.Module):
         z = normal(shape, generator, device=self.device, dtype=self.dtype)
         chances = uniform((B, 4), generator, device=self.device, dtype=self.dtype)
         drawn = self.flow.draw(state, self.encode_actions(action), temperature * z, method=method, tolerance=tolerance)
-        frame, log_det, state = None, torch.zeros_like(drawn.log_prob), drawn.state
+        frame, frame_log_prob, state = None, drawn.log_prob, drawn.state
         if decode or self.config.flow.has_shown:
             x, log_det = self._to_frame_latent(drawn.u, method=method)
-            frame = self.codec.decode(x)
+            frame, frame_log_prob = self.codec.decode(x), frame_log_prob + log_det
             if self.config.flow.has_shown:
                 state = self.flow.show(state, self.codes(frame))
-        return self.transition(drawn, frame, log_det, chances), state
-
-    def transition(
-        self,
-        drawn: DrawnFrame,
-        frame: UInt8[Tensor, "batch row column channel"] | None,
-        log_det: Float[Tensor, " batch"],
-        chances: Float[Tensor, "batch 4"],
-    ) -> Transition:
-        """What a step returns for a drawn frame.
-
-        Args:
-            drawn: What the flow drew.
-            frame: The frame, if it was decoded.
-            log_det: The shallow blocks' log-determinant there; zeros if it was not.
-            chances: Uniform numbers, of which termination and reward are made.
-        """
-        termination_prob = self.termination.logit(drawn.hidden).sigmoid()
-        terminated = chances[:, 0] < termination_prob
-        reward = self.reward.sample(drawn.hidden, chances[:, 1:])
-        spread = 0.5 * (1 + LOG_2PI) * self.config.flow.frame_dim
-        return Transition(
-            frame=frame,
-            reward=reward,
-            reward_mean=self.reward.mean(drawn.hidden),
-            terminated=terminated,
-            termination_prob=termination_prob,
-            log_prob=LogProb(
-                frame=drawn.log_prob + log_det,
-                reward=self.reward.log_prob(drawn.hidden, reward),
-                terminated=self.termination.log_prob(drawn.hidden, terminated),
-            ),
-            latent=drawn.u,
-            entropy=drawn.log_scale + spread - log_det,
-        )
+        return self._transition(drawn, frame, frame_log_prob, chances), state
 
     @torch.no_grad()
     def imagine(
@@ -437,3 +402,24 @@ class WorldModel(nn.Module):
         x = self.flow.from_deep(u, method=method)
         _, log_det = self.flow.to_deep(x[:, None])
         return x, log_det[:, 0].sum(-1)
+
+    def _transition(
+        self, drawn: DrawnFrame, frame: Tensor | None, frame_log_prob: Tensor, chances: Tensor
+    ) -> Transition:
+        termination_prob = self.termination.logit(drawn.hidden).sigmoid()
+        terminated = chances[:, 0] < termination_prob
+        reward = self.reward.sample(drawn.hidden, chances[:, 1:])
+        return Transition(
+            frame=frame,
+            reward=reward,
+            reward_mean=self.reward.mean(drawn.hidden),
+            terminated=terminated,
+            termination_prob=termination_prob,
+            log_prob=LogProb(
+                frame=frame_log_prob,
+                reward=self.reward.log_prob(drawn.hidden, reward),
+                terminated=self.termination.log_prob(drawn.hidden, terminated),
+            ),
+            latent=drawn.u,
+            entropy=drawn.entropy,
+        )
