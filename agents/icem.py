@@ -22,10 +22,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import torch
 
 from worldflow.agents.objectives import Objective
-from worldflow.agents.plan import best_of, check_elites, check_smoothing
 from worldflow.agents.result import Plan
 from worldflow.agents.rollout import Simulator, SimulatorState, check_count
-from worldflow.agents.search import Search, check_searcher
+from worldflow.agents.search import Search, best_of, check_elites, check_searcher, check_smoothing
 from worldflow.types import ActionSpec, Generators
 
 if TYPE_CHECKING:

@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import torch
 
 from worldflow.agents.objectives import Objective
-from worldflow.agents.plan import check_smoothing
 from worldflow.agents.result import Plan
 from worldflow.agents.rollout import Simulator, SimulatorState, check_count
-from worldflow.agents.search import Search, check_searcher
+from worldflow.agents.search import Search, check_searcher, check_smoothing
 from worldflow.types import ActionSpec, Generators
 
 if TYPE_CHECKING:

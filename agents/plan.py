@@ -25,7 +25,6 @@ Reference:
 
 from __future__ import annotations
 
-import math
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
@@ -35,14 +34,14 @@ from worldflow.agents.objectives import Objective
 from worldflow.agents.proposals import draw_uniform
 from worldflow.agents.result import Plan
 from worldflow.agents.rollout import Simulator, SimulatorState, check_count
-from worldflow.agents.search import Search, check_searcher
+from worldflow.agents.search import Search, best_of, check_elites, check_searcher, check_smoothing
 from worldflow.types import ActionSpec, Generators
 
 if TYPE_CHECKING:
-    from jaxtyping import Float64, Shaped
+    from jaxtyping import Shaped
     from torch import Tensor
 
-__all__ = ["CEM", "Planner", "RandomShooting", "best_of", "check_elites", "check_smoothing"]
+__all__ = ["CEM", "Planner", "RandomShooting"]
 
 S = TypeVar("S", bound=SimulatorState)
 S_contra = TypeVar("S_contra", bound=SimulatorState, contravariant=True)
@@ -205,32 +204,3 @@ class CEM(Generic[S]):
             values = search.values(candidates)
             proposal = proposal.fitted(best_of(candidates, values, self.num_elites), smoothing=self.smoothing)
         return search.finish(proposal.mode)
-
-
-# -- what several planners need --------------------------------------------------------------------------------------
-
-
-def best_of(
-    candidates: Float64[Tensor, "batch candidate block component"], values: Float64[Tensor, "batch candidate"], n: int
-) -> Float64[Tensor, "batch n block component"]:
-    """The `n` candidates of the greatest values, best first."""
-    return torch.take_along_dim(candidates, values.topk(n).indices[..., None, None], dim=1)
-
-
-def check_elites(num_candidates: int, num_elites: int) -> None:
-    """Raise TypeError or ValueError unless some, but not all, candidates are elites."""
-    check_count("num_candidates", num_candidates, minimum=2)
-    check_count("num_elites", num_elites)
-    if num_elites >= num_candidates:
-        raise ValueError(
-            f"num_elites must be below num_candidates = {num_candidates}, got {num_elites}; "
-            "a tenth of them is a good start"
-        )
-
-
-def check_smoothing(smoothing: float, initial_std: float) -> None:
-    """Raise ValueError unless a distribution can begin so and move."""
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"smoothing must lie in [0, 1), got {smoothing}")
-    if not 0 < initial_std < math.inf:
-        raise ValueError(f"initial_std must be positive and finite, got {initial_std}")

@@ -6,6 +6,7 @@ Candidates are float64 `(batch, candidate, block, component)` in raw units, on t
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import torch
@@ -21,7 +22,16 @@ if TYPE_CHECKING:
     from jaxtyping import Float64, Shaped
     from torch import Tensor
 
-__all__ = ["NUM_FINALISTS", "Search", "Searcher", "check_searcher", "check_understood"]
+__all__ = [
+    "NUM_FINALISTS",
+    "Search",
+    "Searcher",
+    "best_of",
+    "check_elites",
+    "check_searcher",
+    "check_smoothing",
+    "check_understood",
+]
 
 NUM_FINALISTS = 8
 """Best candidates that a search keeps."""
@@ -64,6 +74,25 @@ def check_searcher(planner: Searcher[S]) -> None:
     check_understood(planner.world, planner.action)
     check_count("action_repeat", planner.action_repeat)
     check_rows(planner.num_samples, planner.max_rows)
+
+
+def check_elites(num_candidates: int, num_elites: int) -> None:
+    """Raise TypeError or ValueError unless some, but not all, candidates are elites."""
+    check_count("num_candidates", num_candidates, minimum=2)
+    check_count("num_elites", num_elites)
+    if num_elites >= num_candidates:
+        raise ValueError(
+            f"num_elites must be below num_candidates = {num_candidates}, got {num_elites}; "
+            "a tenth of them is a good start"
+        )
+
+
+def check_smoothing(smoothing: float, initial_std: float) -> None:
+    """Raise ValueError unless a distribution can begin so and move."""
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing must lie in [0, 1), got {smoothing}")
+    if not 0 < initial_std < math.inf:
+        raise ValueError(f"initial_std must be positive and finite, got {initial_std}")
 
 
 def check_understood(world: object, action: ActionSpec) -> None:
@@ -145,9 +174,8 @@ class Search(Generic[S]):
         if self._best is not None:
             candidates = torch.cat((self._best[0], candidates), dim=1)
             values = torch.cat((self._best[1], values), dim=1)
-        top = values.topk(min(NUM_FINALISTS, values.shape[1]))
-        kept = torch.take_along_dim(candidates, top.indices[..., None, None], dim=1)
-        self._best = (kept, top.values)
+        num_kept = min(NUM_FINALISTS, values.shape[1])
+        self._best = (best_of(candidates, values, num_kept), values.topk(num_kept).values)
         return self._history[-1]
 
     def finish(self, *modes: Float64[Tensor, "batch block component"]) -> Plan:
@@ -197,3 +225,10 @@ class Search(Generic[S]):
         if flat.shape[1] == 0:
             raise ValueError("a guess of several sequences must hold at least one; leave it out to plan without")
         return flat[:, :, :: self.planner.action_repeat]
+
+
+def best_of(
+    candidates: Float64[Tensor, "batch candidate block component"], values: Float64[Tensor, "batch candidate"], n: int
+) -> Float64[Tensor, "batch n block component"]:
+    """The `n` candidates of the greatest values, best first."""
+    return torch.take_along_dim(candidates, values.topk(n).indices[..., None, None], dim=1)

@@ -200,7 +200,7 @@ def test_the_command_keeps_what_it_played_and_says_what_is_wrong(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failure(*words: str) -> str:
-        assert cli.main(["plan", *words, *COMMON]) == 1
+        assert cli.main(["plan", *COMMON, *words]) == 1
         captured = capsys.readouterr()
         assert captured.out == ""
         return captured.err

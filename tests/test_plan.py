@@ -474,9 +474,7 @@ def test_generators_states_and_objectives_must_fit(make: Callable[..., Planner[T
 
 def test_actions_that_the_world_does_not_know_are_refused() -> None:
     world = tiny_world()
-    with pytest.raises(
-        ValueError, match=r"knows continuous actions of shape \(2,\), the planner was given d"
-    ):
+    with pytest.raises(ValueError, match=r"knows continuous actions of shape \(2,\), the planner was given d"):
         cem(world, MOVES)
     narrow = dataclasses.replace(world.config.data.action, low=(-0.5, -0.5), high=(0.5, 0.5))
     cem(world, narrow)
