@@ -157,6 +157,7 @@ class PlanCommand:
     def _environment(self, world: WorldModel) -> gym.Env[Any, Any]:
         """The named environment, in the size that the world sees; or the recorded one, with the arguments it had."""
         import gymnasium as gym
+        from gymnasium.envs.registration import EnvSpec
 
         from worldflow.envs.collect import make_pixel_env
         from worldflow.envs.tasks import TASKS
@@ -166,7 +167,7 @@ class PlanCommand:
         if self.env is None and recorded is None:
             raise ValueError("the recordings do not say which environment they are of; name one with --env")
         if recorded is not None and self.env in (None, json_format.loads(recorded)["id"]):
-            return gym.make(gym.envs.registration.EnvSpec.from_json(recorded), **arguments)
+            return gym.make(EnvSpec.from_json(recorded), **arguments)
         assert self.env is not None
         size = world.config.data.frame_shape[0]
         if self.env.rpartition(":")[2] in {f"worldflow/{task}-v0" for task in TASKS}:

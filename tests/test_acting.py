@@ -12,6 +12,7 @@ import pytest
 import torch
 from builders import tiny_world
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from toys import seeded
 
 from worldflow import cli
@@ -144,9 +145,10 @@ def test_an_environment_that_does_not_fit_is_refused_before_anything_is_played()
         act(pilot(tiny_world()), Glow(size=8))
     with pytest.raises(ValueError, match="actions: expected discrete ones, got continuous ones"):
         act(pilot(tiny_world(action="discrete")), Glow())
-    for name, wrong in (("episodes", 0), ("max_steps", 0), ("seed", -1)):
-        with pytest.raises(ValueError, match=f"{name} must be at least"):
-            act(pilot(tiny_world()), Glow(), **{name: wrong})
+    wrong: tuple[dict[str, Any], ...] = ({"episodes": 0}, {"max_steps": 0}, {"seed": -1})
+    for options in wrong:
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be at least"):
+            act(pilot(tiny_world()), Glow(), **options)
     with pytest.raises(ValueError, match="replan_every must be at most the horizon 2, got 3"):
         pilot(tiny_world(), replan_every=3)
 
@@ -205,7 +207,7 @@ def test_the_command_keeps_what_it_played_and_says_what_is_wrong(
         assert captured.out == ""
         return captured.err
 
-    monkeypatch.setitem(gym.registry, "Glow-v0", gym.envs.registration.EnvSpec("Glow-v0", entry_point=Glow))
+    monkeypatch.setitem(gym.registry, "Glow-v0", EnvSpec("Glow-v0", entry_point=Glow))
     glow = (str(runs / "glow"), "--env", "Glow-v0")
     fails = ("--env-args", '{"fails_at": 1}', "--video", str(tmp_path / "video"))
     assert "the cable is loose at step 1" in failure(*glow, *fails)

@@ -252,4 +252,4 @@ def test_numbers_and_frames_must_fit() -> None:
         with pytest.raises(ValueError, match="weight must be a finite number"):
             Entropy(weight)
         with pytest.raises(ValueError, match="weight must be a finite number"):
-            weight * Return()
+            _ = weight * Return()

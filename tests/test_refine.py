@@ -200,14 +200,15 @@ def test_what_cannot_be_refined_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the world knows continuous actions of shape \(2,\)"):
         Refined(search, Differentiable(world), dataclasses.replace(BOX, dtype="float32"))
     point: Any = cem(PointMass(), BOX)
-    for name, wrong, match in (
-        ("num_refined", 0, "num_refined must be at least 1"),
-        ("num_steps", 0, "num_steps must be at least 1"),
-        ("learning_rate", 0.0, "learning_rate must be positive"),
-        ("num_samples", 100, "raise max_rows"),
-    ):
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"num_refined": 0}, "num_refined must be at least 1"),
+        ({"num_steps": 0}, "num_steps must be at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"num_samples": 100}, "raise max_rows"),
+    )
+    for options, match in wrong:
         with pytest.raises(ValueError, match=match):
-            Refined(point, PointMass(), BOX, **{name: wrong})
+            Refined(point, PointMass(), BOX, **options)
 
 
 def test_candidate_values_still_have_no_gradient() -> None:
