@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 import torch
 
-from worldflow.agents.objectives import Objective, Rollout
+from worldflow.agents.objectives import Objective, Rollout, steps_read
 from worldflow.types import Generators, Transition
 
 if TYPE_CHECKING:
-    from jaxtyping import Float64, Shaped
+    from jaxtyping import Float64, Int64, Shaped
     from torch import Tensor
 
-__all__ = ["Simulator", "SimulatorState", "candidate_values", "check_count", "check_rows"]
+__all__ = ["Simulator", "SimulatorState", "candidate_values", "check_count", "check_rows", "rollout_values"]
 
 
 class SimulatorState(Protocol):
@@ -99,23 +99,53 @@ def candidate_values(
                 source: Generators = [g for g in generator[rows] for _ in range(branches)]
             else:
                 source = generator
-            branched = block.flatten(0, 1).repeat_interleave(num_samples, dim=0)
-            value = objective(_roll(world, state[rows].repeat(branches), branched, source))
-            if value.shape != (len(branched),):
-                raise ValueError(f"the objective must give one number a row, ({len(branched)},), got {value.shape}")
+            origin = torch.arange(rows.start, rows.stop)
+            value = rollout_values(world, state[rows], block, objective, num_samples, source, origin=origin)
             if bool(value.isnan().any()):
                 raise ValueError("the objective gave NaN; check that the world was trained and its state is finite")
-            means = value.double().cpu().unflatten(0, (-1, block.shape[1], num_samples)).mean(dim=-1)
-            values[rows, n : n + candidates_together] = means
+            values[rows, n : n + candidates_together] = value.cpu()
     return values
 
 
-def _roll(world: Simulator[S], state: S, actions: Tensor, generator: Generators) -> Rollout:
-    transitions = []
-    for t in range(actions.shape[1]):
-        transition, state = world.step(state, actions[:, t], generator=generator, decode=False)
+def rollout_values(
+    world: Simulator[S],
+    state: S,
+    actions: Shaped[Tensor, "batch candidate time *action"],
+    objective: Objective,
+    num_samples: int,
+    generator: Generators,
+    *,
+    origin: Int64[Tensor, " batch"],
+) -> Float64[Tensor, "batch candidate"]:
+    """As `candidate_values`, in one call of the world a step, and with gradients where the world gives some.
+
+    Args:
+        world: As there.
+        state: As there.
+        actions: As there.
+        objective: As there.
+        num_samples: As there.
+        generator: One for all, or one for each future of each candidate.
+        origin: Which rows of the state that is planned from these are.
+
+    Raises:
+        ValueError: If the objective does not give one number a future.
+    """
+    N, T = actions.shape[1:3]
+    branches = N * num_samples
+    branched = actions.flatten(0, 1).repeat_interleave(num_samples, dim=0)
+    needed, kept, transitions = steps_read(objective, T), {}, []
+    state = state.repeat(branches)
+    for t in range(T):
+        if t in needed:
+            kept[t] = state
+        transition, state = world.step(state, branched[:, t], generator=generator, decode=False)
         transitions.append(transition)
-    return Rollout(actions=actions, transitions=transitions)
+    rollout = Rollout(actions=branched, transitions=transitions, origin=origin.repeat_interleave(branches), states=kept)
+    value = objective(rollout)
+    if value.shape != (len(branched),):
+        raise ValueError(f"the objective must give one number a row, ({len(branched)},), got {tuple(value.shape)}")
+    return value.double().unflatten(0, (-1, N, num_samples)).mean(dim=-1)
 
 
 def check_count(name: str, value: int, *, minimum: int = 1) -> None:

@@ -213,6 +213,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
         "collect": {"env_id"},
         "train": {"dataset"},
         "score": {"run", "dataset"},
+        "plan": {"run"},
         "ship": {"name"},
         "evaluate": {"run", "dataset"},
         "demo": set(),
@@ -236,7 +237,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
     ("words", "part"),
     [
         ("trian data", "unknown command 'trian'; did you mean 'train'?"),
-        ("zzz", "the commands are collect, train, generate, evaluate, score, ship, demo, bench, images"),
+        ("zzz", "the commands are collect, train, generate, evaluate, score, plan, ship, demo, bench, images"),
     ],
 )
 def test_unknown_commands(words: str, part: str, run: Run) -> None:

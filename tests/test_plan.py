@@ -6,201 +6,43 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from builders import tiny_world
 from torch import Tensor
+from toys import (
+    BOX,
+    FINITE,
+    MOVES,
+    PAIR,
+    PLANE,
+    STARTS,
+    UNDISCOUNTED,
+    WAIT_OR_TAKE,
+    Chain,
+    Follow,
+    Likeliest,
+    Lottery,
+    PointMass,
+    Toy,
+    Watched,
+    cem,
+    every_planner,
+    exhaustive,
+    icem,
+    mppi,
+    outcome,
+    riccati,
+    seeded,
+    shooting,
+)
 
-from worldflow.agents import CEM, Planner, RandomShooting, Return, Rollout, Simulator, SimulatorState, candidate_values
+from worldflow.agents import Planner, RandomShooting, Return, Rollout, candidate_values
 from worldflow.agents.proposals import Categorical, CutNormal
-from worldflow.randomness import normal
-from worldflow.state import WorldState
-from worldflow.types import ActionSpec, Generators, LogProb, Transition
-from worldflow.world import WorldModel
-
-S = TypeVar("S", bound=SimulatorState)
-BOX = ActionSpec(shape=(1,), dtype="float64", low=(-2.0,), high=(2.0,))
-PLANE = ActionSpec(shape=(2,), dtype="float64", low=(-2.0, -1.5), high=(2.0, 1.0))
-MOVES = ActionSpec(shape=(), dtype="int64", choices=(3,), first=(1,))
-WAIT_OR_TAKE = ActionSpec(shape=(), dtype="int64", choices=(2,), first=(0,))
-PAIR = ActionSpec(shape=(2,), dtype="int64", choices=(3, 2), first=(0, 1))
-UNDISCOUNTED = Return(discount=1.0)
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-# -- worlds that can be solved by hand ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Toy:
-    """The state of a toy: numbers, row by row."""
-
-    x: Tensor
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, index: slice) -> Toy:
-        return Toy(self.x[index])
-
-    def repeat(self, k: int) -> Toy:
-        return Toy(self.x.repeat_interleave(k, dim=0))
-
-
-def outcome(reward: Tensor, termination_prob: Tensor | None = None) -> Transition:
-    """A transition of which only the expectations are looked at; what was drawn would mislead."""
-    nothing = torch.full_like(reward, math.nan)
-    return Transition(
-        frame=None,
-        reward=nothing,
-        reward_mean=reward,
-        terminated=torch.ones_like(reward, dtype=torch.bool),
-        termination_prob=torch.zeros_like(reward) if termination_prob is None else termination_prob,
-        log_prob=LogProb(frame=nothing, reward=nothing, terminated=nothing),
-        latent=nothing[:, None, None],
-    )
-
-
-@dataclass(frozen=True)
-class PointMass:
-    """Linear and quadratic: `v' = v + (a + noise) / 2`, `p' = p + v' / 2`, reward `-(p'^2 + v'^2 / 10 + a^2 / 10)`."""
-
-    noise_std: float = 0.0
-
-    def step(self, state: Toy, action: Tensor, *, generator: Generators, decode: bool) -> tuple[Transition, Toy]:
-        push = action[:, 0]
-        if self.noise_std > 0:
-            push = push + self.noise_std * normal((len(state),), generator, dtype=torch.float64)
-        speed = state.x[:, 1] + push / 2
-        place = state.x[:, 0] + speed / 2
-        reward = -(place**2 + speed**2 / 10 + action[:, 0] ** 2 / 10)
-        return outcome(reward), Toy(torch.stack((place, speed), dim=1))
-
-
-def riccati(start: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
-    """The best actions `(batch, time, 1)` and their value in `PointMass`, by the Riccati recursion."""
-    A, B = np.array([[1.0, 0.5], [0.0, 1.0]]), np.array([[0.25], [0.5]])
-    Q, R, P, gains = np.diag([1.0, 0.1]), np.array([[0.1]]), np.zeros((2, 2)), []
-    for _ in range(horizon):
-        M = Q + P
-        K = np.linalg.solve(R + B.T @ M @ B, B.T @ M @ A)
-        P = A.T @ M @ A - A.T @ M @ B @ K
-        gains.insert(0, K)
-    x, actions = start.numpy().T, []
-    value = -np.einsum("ib,ij,jb->b", x, P, x)
-    for K in gains:
-        actions.append(-K @ x)
-        x = A @ x + B @ actions[-1]
-    return torch.from_numpy(np.stack(actions)).permute(2, 0, 1), torch.from_numpy(value)
-
-
-class Chain:
-    """Places 0..4, moves 1 (left), 2 (stay), 3 (right): 0.3 for being at 0, 1 for being at 4: the lure is nearer."""
-
-    def step(self, state: Toy, action: Tensor, *, generator: Generators, decode: bool) -> tuple[Transition, Toy]:
-        place = (state.x + action - 2).clamp(0, 4)
-        return outcome(0.3 * (place == 0).double() + (place == 4).double()), Toy(place)
-
-
-class WaitOrTake:
-    """Waiting pays 1; taking pays 3 and ends with probability `x`. Who forgets the end takes all the time."""
-
-    def step(self, state: Toy, action: Tensor, *, generator: Generators, decode: bool) -> tuple[Transition, Toy]:
-        return outcome(1.0 + 2.0 * action, state.x * action), state
-
-
-class Lock:
-    """A pair of choices opens each time: `(t mod 3, 1 + (t + x) mod 2)` pays 1 for each right component."""
-
-    def step(self, state: Toy, action: Tensor, *, generator: Generators, decode: bool) -> tuple[Transition, Toy]:
-        t, x = state.x.unbind(dim=1)
-        right = (action[:, 0] == t % 3).double() + (action[:, 1] == 1 + (t + x) % 2).double()
-        return outcome(right), Toy(torch.stack((t + 1, x), dim=1))
-
-
-class Follow:
-    """Pays `-(a - x)^2`, summed over components: each number is on its own."""
-
-    def step(self, state: Toy, action: Tensor, *, generator: Generators, decode: bool) -> tuple[Transition, Toy]:
-        return outcome(-((action - state.x) ** 2).sum(dim=1)), state
-
-
-class Lottery:
-    """Pays a standard normal number, whatever is done."""
-
-    def step(self, state: Toy, action: Tensor, *, generator: Generators, decode: bool) -> tuple[Transition, Toy]:
-        return outcome(normal((len(state),), generator, dtype=torch.float64)), state
-
-
-class Watched(Generic[S]):
-    """Any world, with a list of how many rows each call had."""
-
-    def __init__(self, world: Simulator[S]) -> None:
-        self.world, self.rows = world, list[int]()
-
-    def step(self, state: S, action: Tensor, *, generator: Generators, decode: bool) -> tuple[Transition, S]:
-        assert not decode
-        assert len(action) == len(state)
-        self.rows.append(len(state))
-        return self.world.step(state, action, generator=generator, decode=decode)
-
-
-@dataclass(frozen=True)
-class Likeliest:
-    """A learned world whose frames are drawn without noise."""
-
-    world: WorldModel
-
-    def step(
-        self, state: WorldState, action: Tensor, *, generator: Generators, decode: bool
-    ) -> tuple[Transition, WorldState]:
-        return self.world.step(state, action, generator=generator, temperature=0.0, decode=decode)
-
-
-def exhaustive(world: Simulator[Toy], state: Toy, action: ActionSpec, horizon: int) -> Tensor:
-    """The greatest value of each row among all sequences of actions, all of them tried one step at a time."""
-    singles = list(itertools.product(*(range(f, f + n) for f, n in zip(action.first, action.choices, strict=True))))
-    best = []
-    for row in range(len(state)):
-        record = -math.inf
-        for sequence in itertools.product(singles, repeat=horizon):
-            now, total, alive = state[row : row + 1], 0.0, 1.0
-            for choice in sequence:
-                tried = torch.tensor(choice).reshape(1, *action.shape)
-                transition, now = world.step(now, tried, generator=None, decode=False)
-                total += alive * float(transition.reward_mean)
-                alive *= 1 - float(transition.termination_prob)
-            record = max(record, total)
-        best.append(record)
-    return torch.tensor(best, dtype=torch.float64)
-
-
-STARTS = torch.tensor([[1.0, 0.0], [-0.5, 1.0], [0.3, -0.8]], dtype=torch.float64)
-FINITE = {
-    "chain": (Chain(), Toy(torch.tensor([1, 2, 3])), MOVES, 5),
-    "wait or take": (WaitOrTake(), Toy(torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)), WAIT_OR_TAKE, 6),
-    "lock": (Lock(), Toy(torch.tensor([[0, 0], [1, 0], [0, 1]])), PAIR, 3),
-}
-
-
-def shooting(world: Simulator[S], action: ActionSpec, **options: Any) -> Planner[S]:
-    return RandomShooting(world, action, **{"num_candidates": 8192, "max_rows": 30_000, **options})
-
-
-def cem(world: Simulator[S], action: ActionSpec, **options: Any) -> Planner[S]:
-    return CEM(world, action, **{"num_candidates": 512, "num_elites": 50, "max_rows": 30_000, **options})
-
-
-PLANNERS: dict[str, Callable[..., Planner[Any]]] = {"shooting": shooting, "cem": cem}
-every_planner = pytest.mark.parametrize("make", PLANNERS.values(), ids=list(PLANNERS))
-
+from worldflow.types import ActionSpec, Transition
 
 # -- known optima -------------------------------------------------------------------------------------------------
 
@@ -327,14 +169,17 @@ def test_the_world_is_called_with_many_rows_but_no_more_than_allowed(
     make: Callable[..., Planner[Toy]], max_rows: int
 ) -> None:
     world = Watched(PointMass())
-    kwargs = {} if make is shooting else {"num_elites": 5, "num_iterations": 2}
+    few = {shooting: {}, mppi: {"num_iterations": 2}}
+    kwargs = few.get(make, {"num_elites": 5, "num_iterations": 2})
     planner = make(world, BOX, num_candidates=60, num_samples=3, max_rows=max_rows, **kwargs)
     plan = planner.plan(Toy(STARTS), UNDISCOUNTED, 4, generator=seeded(0))
     assert max(world.rows) <= max_rows
     assert sum(world.rows) == plan.diagnostics.num_steps
-    searches, finalists = (1, 1) if make is shooting else (2, 2)
+    # iCEM tries its mode besides what it draws, then 60 / 1.25 and two of its five elites and the mode.
+    tried = {shooting: [60], icem: [61, 51]}.get(make, [60, 60])
     if max_rows == 10_000:
-        assert world.rows == [3 * 60 * 3] * 4 * searches + [3 * finalists * 3] * 4
+        finalists = 1 if make is shooting else 2
+        assert world.rows == [3 * n * 3 for n in (*tried, finalists) for _ in range(4)]
     # However they are cut, the values are the same: this world draws nothing.
     whole = make(PointMass(), BOX, num_candidates=60, num_samples=1, max_rows=10_000, **kwargs)
     assert torch.allclose(whole.plan(Toy(STARTS), UNDISCOUNTED, 4, generator=seeded(0)).actions, plan.actions)
@@ -362,7 +207,7 @@ def test_candidate_values_average_samples_of_the_right_candidate() -> None:
 def test_return_counts_a_reward_by_the_chance_of_being_there() -> None:
     rewards, ends = ([1.0, 1.0], [2.0, -1.0], [4.0, 3.0]), ([0.5, 0.0], [0.25, 1.0], [1.0, 0.5])
     transitions = [outcome(torch.tensor(r), torch.tensor(p)) for r, p in zip(rewards, ends, strict=True)]
-    value = Return(discount=0.5)(Rollout(actions=torch.zeros(2, 3), transitions=transitions))
+    value = Return(discount=0.5)(Rollout(actions=torch.zeros(2, 3), transitions=transitions, origin=torch.arange(2)))
     expected = [1 + 0.5 * 0.5 * 2 + 0.25 * 0.5 * 0.75 * 4, 1 - 0.5 * 1 + 0.25 * 0 * 3]
     assert value.tolist() == pytest.approx(expected, abs=1e-7)  # rewards are float32
 
@@ -382,8 +227,8 @@ def test_shift_drops_what_was_done_and_holds_the_last_action() -> None:
 @pytest.mark.parametrize("kind", ["box", "discrete"])
 def test_a_good_guess_is_never_lost(make: Callable[..., Planner[Any]], kind: str) -> None:
     options: dict[str, Any] = {"num_candidates": 4}
-    if make is cem:
-        options |= {"num_elites": 2, "num_iterations": 1}
+    options |= {cem: {"num_elites": 2}, icem: {"num_elites": 2}}.get(make, {})
+    options |= {} if make is shooting else {"num_iterations": 1}
     world: Any
     if kind == "box":
         world, state, action, horizon = PointMass(), Toy(STARTS), BOX, 8
@@ -396,6 +241,62 @@ def test_a_good_guess_is_never_lost(make: Callable[..., Planner[Any]], kind: str
     cold = make(world, action, **options).plan(state, UNDISCOUNTED, horizon, generator=seeded(1))
     assert torch.allclose(warm.value, best, rtol=0, atol=1e-12)
     assert bool((cold.value < best - 1e-3).any())
+
+
+@every_planner
+def test_every_guess_is_tried_as_far_as_the_budget_allows(make: Callable[..., Planner[Any]]) -> None:
+    actions, best = riccati(STARTS, 8)
+    options: dict[str, Any] = {"num_candidates": 6} if make is shooting else {"num_candidates": 6, "num_iterations": 1}
+    options |= {"num_elites": 4} if make in (cem, icem) else {}
+    guesses = torch.stack((torch.zeros_like(actions), actions, -actions), dim=1)
+    plan = make(PointMass(), BOX, **options).plan(
+        Toy(STARTS), UNDISCOUNTED, 8, generator=seeded(0), guess=guesses[:, :2] if make is icem else guesses
+    )
+    assert torch.allclose(plan.value, best, rtol=0, atol=1e-12)
+    assert torch.equal(plan.diagnostics.finalists[:, 0], actions)
+    world = Watched(PointMass())
+    many = make(world, BOX, **options).plan(
+        Toy(STARTS), UNDISCOUNTED, 8, generator=seeded(0), guess=plan.shift_all().repeat(1, 9, 1, 1)
+    )
+    drawn = {shooting: 9 * plan.shift_all().shape[1], icem: math.ceil(0.3 * 4)}.get(make, 0)
+    assert world.rows[0] == 3 * (6 + drawn)
+    assert many.actions.shape == (3, 8, 1)
+
+
+@every_planner
+def test_held_actions_are_searched_as_one(make: Callable[..., Planner[Any]]) -> None:
+    world, state = Chain(), Toy(torch.tensor([1, 2, 3]))
+    plan = make(world, MOVES, action_repeat=2).plan(state, UNDISCOUNTED, 5, generator=seeded(0))
+    a, b, c, d, _ = plan.actions.unbind(dim=1)
+    assert torch.equal(a, b) and torch.equal(c, d)
+    held = torch.tensor(list(itertools.product((1, 2, 3), repeat=3))).repeat_interleave(2, dim=1)[:, :5]
+    every = candidate_values(world, state, held.expand(3, -1, -1), UNDISCOUNTED)
+    assert torch.allclose(plan.value, every.amax(dim=1), rtol=0, atol=1e-12)
+    assert plan.diagnostics.finalists.shape[2:] == (5,)
+    again = make(world, MOVES, action_repeat=2).plan(state, UNDISCOUNTED, 5, generator=seeded(1), guess=plan.actions)
+    assert torch.allclose(again.value, plan.value, rtol=0, atol=1e-12)
+
+
+def test_colored_noise_finds_a_long_push_that_white_noise_does_not() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Far:
+        """Pays for how far 20 pushes lead."""
+
+        def step(self, state: Toy, action: Tensor, *, generator: Any, decode: bool) -> tuple[Transition, Toy]:
+            place = state.x + action[:, 0] / 20
+            return outcome(place), Toy(place)
+
+    state = Toy(torch.zeros(1, dtype=torch.float64))
+    best = {
+        exponent: float(
+            icem(Far(), BOX, exponent=exponent, num_candidates=64, num_elites=8, num_iterations=1)
+            .plan(state, UNDISCOUNTED, 20, generator=seeded(0))
+            .diagnostics.best[0, 0]
+        )
+        for exponent in (0.0, 2.0)
+    }
+    # The best of 64 sums of 20 independent pushes, or of 20 that are nearly one: the spread is 2 to 4 times greater.
+    assert best[2.0] > 1.5 * best[0.0] > 0
 
 
 def test_cem_draws_around_its_guess() -> None:
@@ -434,8 +335,8 @@ def test_plans_in_a_learned_world(make: Callable[..., Planner[Any]], kind: Any) 
     kept = state.to_bytes()
     action = world.config.data.action
     options = {"num_candidates": 16, "num_samples": 2, "max_rows": 100}
-    if make is cem:
-        options |= {"num_elites": 4, "num_iterations": 2}
+    options |= {} if make in (shooting, mppi) else {"num_elites": 4}
+    options |= {} if make is shooting else {"num_iterations": 2}
     planner = make(world, action, **options)
     plan, again = (planner.plan(state, Return(), 2, generator=seeded(1)) for _ in range(2))
     assert torch.equal(plan.actions, again.actions)
@@ -514,6 +415,16 @@ def test_bounds_hold_in_the_recorded_type() -> None:
         (cem, {"num_iterations": 2.5}, TypeError, "num_iterations must be an integer, got 2.5"),
         (cem, {"smoothing": 1.0}, ValueError, r"smoothing must lie in \[0, 1\), got 1.0"),
         (cem, {"initial_std": 0.0}, ValueError, "initial_std must be positive"),
+        (icem, {"num_candidates": 0}, ValueError, "num_candidates must be at least 2, got 0"),
+        (icem, {"decay": 0.9}, ValueError, "decay must be at least 1, got 0.9"),
+        (icem, {"kept_fraction": 1.5}, ValueError, r"kept_fraction must lie in \[0, 1\]"),
+        (icem, {"exponent": -1.0}, ValueError, "exponent must be at least 0"),
+        (mppi, {"num_candidates": 0}, ValueError, "num_candidates must be at least 2, got 0"),
+        (mppi, {"temperature": 0.0}, ValueError, "temperature must be positive"),
+        (mppi, {"cooling": 0.0}, ValueError, r"cooling must lie in \(0, 1\]"),
+        (mppi, {"exponent": math.inf}, ValueError, "exponent must be at least 0 and finite"),
+        (mppi, {"num_iterations": 0}, ValueError, "num_iterations must be at least 1"),
+        (cem, {"action_repeat": 0}, ValueError, "action_repeat must be at least 1"),
         (shooting, {"max_rows": 4, "num_samples": 5}, ValueError, "raise max_rows or lower num_samples"),
         (cem, {"num_samples": 0}, ValueError, "num_samples must be at least 1"),
     ],
@@ -530,6 +441,8 @@ def test_a_budget_of_nothing_is_refused(
     ("action", "guess", "match"),
     [
         (BOX, torch.zeros(3, 5, 1), r"must have shape \(3, 4, 1\), got \(3, 5, 1\)"),
+        (BOX, torch.zeros(3, 2, 5, 1), r"must have shape \(3, 2, 4, 1\), got \(3, 2, 5, 1\)"),
+        (BOX, torch.zeros(3, 0, 4, 1), "must hold at least one"),
         (BOX, torch.full((3, 4, 1), 2.5), r"must lie between \[-2.0\] and \[2.0\], got 2.5"),
         (BOX, torch.full((3, 4, 1), math.nan), "got nan"),
         (MOVES, torch.zeros(3, 4), r"must lie between \[1.0\] and \[3.0\], got 0"),
@@ -557,6 +470,16 @@ def test_generators_states_and_objectives_must_fit(make: Callable[..., Planner[T
         planner.plan(Toy(STARTS[:0]), Return(), 2, generator=seeded(0))
     with pytest.raises(ValueError, match="one generator or 3"):
         candidate_values(PointMass(), Toy(STARTS), torch.zeros(3, 1, 1, 1), Return(), generator=[seeded(0)] * 4)
+
+
+def test_actions_that_the_world_does_not_know_are_refused() -> None:
+    world = tiny_world()
+    with pytest.raises(ValueError, match=r"knows continuous actions of shape \(2,\), the planner was given d"):
+        cem(world, MOVES)
+    narrow = dataclasses.replace(world.config.data.action, low=(-0.5, -0.5), high=(0.5, 0.5))
+    cem(world, narrow)
+    with pytest.raises(ValueError, match=r"\(4,\) choices from \(0,\) on"):
+        cem(tiny_world(action="discrete"), MOVES)
 
 
 def test_other_small_arguments_are_checked() -> None:

@@ -1,4 +1,4 @@
-"""The command line: `worldflow collect | train | generate | evaluate | score | ship | demo | bench | images`.
+"""The command line: `worldflow collect | train | generate | evaluate | score | plan | ship | demo | bench | images`.
 
 Each command is one dataclass, whose fields are its options and their docstrings its help. A command that cannot do what
 it was asked says why in one line on stderr and ends with 1; one that was not understood, with 2; an interrupted one,
@@ -24,6 +24,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from worldflow import __version__
 from worldflow.ablation import DenoiseBench
+from worldflow.agents.command import PlanCommand
 from worldflow.bench import DensityBench
 from worldflow.bench_speed import DataBench, SampleBench, StepBench, TrainBench
 from worldflow.checkpoint import load
@@ -347,6 +348,7 @@ COMMANDS: dict[str, type | dict[str, type]] = {
     "generate": Generate,
     "evaluate": Evaluate,
     "score": Score,
+    "plan": PlanCommand,
     "ship": Ship,
     "demo": Demo,
     "bench": {

@@ -14,7 +14,7 @@ import numpy as np
 
 from worldflow.types import ActionSpec, DataSpec
 
-__all__ = ["action_spec", "check_compatible", "frame_shape"]
+__all__ = ["action_spec", "check_compatible", "differences", "frame_shape"]
 
 _REMEDY = "record the task from pixels with `worldflow collect`, or wrap it so that it returns images"
 
@@ -93,16 +93,27 @@ def check_compatible(spec: DataSpec, other: DataSpec) -> None:
         ValueError: The frames or the actions differ; the message names every difference. Number formats of
             the same kind (float32 and float64) do not count.
     """
-    differences = []
+    found = differences(spec, other)
+    if found:
+        name = f" {other.dataset_id!r}" if other.dataset_id else ""
+        raise ValueError(
+            f"the data set{name} has other spaces than expected: {'; '.join(found)}. "
+            "Use data recorded from the same environment with the same arguments, or train a new model on it"
+        )
+
+
+def differences(spec: DataSpec, other: DataSpec) -> list[str]:
+    """What is different between the spaces of two data sets or environments, a line each."""
+    found = []
     if spec.frame_shape != other.frame_shape:
-        differences.append(f"frames: expected shape {spec.frame_shape}, got {other.frame_shape}")
+        found.append(f"frames: expected shape {spec.frame_shape}, got {other.frame_shape}")
     ours, theirs = spec.action, other.action
     if ours.is_discrete != theirs.is_discrete:
-        differences.append(f"actions: expected {_kind(ours)} ones, got {_kind(theirs)} ones")
+        found.append(f"actions: expected {_kind(ours)} ones, got {_kind(theirs)} ones")
     elif ours.shape != theirs.shape:
-        differences.append(f"actions: expected shape {ours.shape}, got {theirs.shape}")
+        found.append(f"actions: expected shape {ours.shape}, got {theirs.shape}")
     else:
-        differences += [
+        found += [
             f"{what}: expected {getattr(ours, name)}, got {getattr(theirs, name)}"
             for name, what in {
                 "choices": "number of choices of an action",
@@ -112,12 +123,7 @@ def check_compatible(spec: DataSpec, other: DataSpec) -> None:
             }.items()
             if not _same(getattr(ours, name), getattr(theirs, name))
         ]
-    if differences:
-        name = f" {other.dataset_id!r}" if other.dataset_id else ""
-        raise ValueError(
-            f"the data set{name} has other spaces than expected: {'; '.join(differences)}. "
-            "Use data recorded from the same environment with the same arguments, or train a new model on it"
-        )
+    return found
 
 
 def _load(space: str, what: str) -> dict[str, Any]:
