@@ -115,7 +115,7 @@ class TrainImages:
             result["classes"] = ", ".join(f"{number} {name}" for number, name in enumerate(data.classes))
         if self.space == "codes" or not self.noise_std:
             some = validation[torch.arange(min(len(validation), MOST_MEASURED))]
-            given = {} if captions is None else {"text": captions.texts[some.labels]}
+            given: dict[str, Any] = {} if captions is None else {"text": captions.texts[some.labels]}
             points = torch.Generator().manual_seed(self.config.seed)
             bits = model.bits(some.images, some.labels if classes else None, generator=points, **given)
             result["validation_bits_per_dim"] = bits.mean
