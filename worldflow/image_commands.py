@@ -26,7 +26,7 @@ class TrainImages:
     """Learn the density of images: of their codes, as STARFlow does, or of their pixels, as TARFlow does."""
 
     data: Positional[Annotated[str, arg(metavar="DATA")]]
-    """Images to learn from: an .npz file with labels or captions, or a folder of pictures, a subfolder for each class."""
+    """Images to learn from: an .npz file with labels or captions, or a folder with a subfolder for each class."""
     out: str
     """File for the flow."""
     space: Literal["codes", "pixels"] = "codes"
