@@ -71,7 +71,7 @@ class FitConfig:
     learning_rate: float = 2e-3
     """Peak learning rate of AdamW; Muon's follows from it."""
     weight_decay: float = 0.1
-    """Weight decay of matrices."""
+    """Weight decay of matrices; there is none of vectors."""
     hidden_labels: float = 0.1
     """Share of images whose label is hidden in a step; 1 hides them all, and the density is unconditional."""
     average: float = 0.99

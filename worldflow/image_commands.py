@@ -26,7 +26,7 @@ class TrainImages:
     """Learn the density of images: of their codes, as STARFlow does, or of their pixels, as TARFlow does."""
 
     data: Positional[Annotated[str, arg(metavar="DATA")]]
-    """Images and labels or captions in an .npz file, or a folder of pictures with a subfolder for each class."""
+    """Images to learn from: an .npz file with labels or captions, or a folder with a subfolder for each class."""
     out: str
     """File for the flow."""
     space: Literal["codes", "pixels"] = "codes"
@@ -115,7 +115,7 @@ class TrainImages:
             result["classes"] = ", ".join(f"{number} {name}" for number, name in enumerate(data.classes))
         if self.space == "codes" or not self.noise_std:
             some = validation[torch.arange(min(len(validation), MOST_MEASURED))]
-            given = {} if captions is None else {"text": captions.texts[some.labels]}
+            given: dict[str, Any] = {} if captions is None else {"text": captions.texts[some.labels]}
             points = torch.Generator().manual_seed(self.config.seed)
             bits = model.bits(some.images, some.labels if classes else None, generator=points, **given)
             result["validation_bits_per_dim"] = bits.mean

@@ -11,7 +11,7 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -110,10 +110,10 @@ def write_images(
     suffix = Path(path).suffix.lower()
     if suffix == ".npz":
         content = io.BytesIO()
-        arrays = {"images": images.numpy().astype(np.uint8)}
+        arrays: dict[str, Any] = {"images": images.numpy().astype(np.uint8)}
         if labels is not None:
             arrays["labels"] = labels.numpy()
-        np.savez_compressed(content, allow_pickle=False, **arrays)
+        np.savez_compressed(content, **arrays)
         return write_bytes(path, content.getvalue())
     if suffix != ".png":
         raise ValueError(f"images are written as .npz or .png, got {suffix or str(path)!r}")
