@@ -112,6 +112,24 @@ def test_a_loose_tolerance_still_tells_the_exact_likelihood_of_what_it_drew() ->
     torch.testing.assert_close(loose.state.deep_keys, scored.state.deep_keys, rtol=0, atol=1e-9)
 
 
+@torch.no_grad()
+def test_a_row_is_drawn_alone_as_among_others_that_settle_later() -> None:
+    world = tiny_world(dtype=F64, shown=True)
+    flow = world.flow
+    z = torch.randn(6, flow.config.num_tokens, flow.config.latent_dim, generator=seeded(4), dtype=F64)
+    state, action = world.begin(6), torch.randn(6, 2, generator=seeded(5), dtype=F64)
+    state = flow.draw(state, action, z).state
+    together = flow.draw(state, action, z.flip(0), tolerance=0.05)
+    sweeps = set()
+    for i in range(6):
+        alone = flow.draw(state[i], action[i : i + 1], z.flip(0)[i : i + 1], tolerance=0.05)
+        torch.testing.assert_close(together.u[i : i + 1], alone.u, rtol=0, atol=1e-12)
+        torch.testing.assert_close(together.log_prob[i : i + 1], alone.log_prob, rtol=0, atol=1e-12)
+        torch.testing.assert_close(together.state[i].deep_values, alone.state.deep_values, rtol=0, atol=1e-12)
+        sweeps.add(alone.sweeps)
+    assert len(sweeps) > 1
+
+
 class Triangular:
     """`mu_j = sum of a_jk x_k` over earlier tokens, with `extra` slots behind the last token; counts slots."""
 

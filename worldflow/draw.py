@@ -123,12 +123,12 @@ def solve(
         own = (part[0], part[1])
         if first == N:  # all tokens are exact, and the last slot has read them
             break
-        last = x[:, first:]
-        moved = torch.where(done[:, None, None], last, center + spread * z[:, first:])
-        change = (moved - last).abs().amax((1, 2)) / moved.abs().amax((1, 2)).clamp(min=1e-12)
+        last, proposal = x[:, first:], center + spread * z[:, first:]
+        change = (proposal - last).abs().amax((1, 2)) / proposal.abs().amax((1, 2)).clamp(min=1e-12)
         done = done | (change < tolerance)
         if bool(done.all()):
             break
+        moved = torch.where(done[:, None, None], last, proposal)  # a row keeps the tokens that its memory is of
         x = torch.cat((x[:, :first], moved), dim=1) if first else moved
         # Slot j reads token j - 1. Before this sweep the first `sweep - 1` tokens were exact, so what the slots up to
         # `sweep - 1` leave is final.
