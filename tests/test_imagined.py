@@ -21,25 +21,26 @@ def actions_of(num_envs: int, steps: int) -> np.ndarray:
     return np.random.default_rng(0).uniform(-1, 1, (steps, num_envs, 2)).astype(np.float32)
 
 
-@pytest.mark.parametrize("options", [{}, {"shown": True}, {"guidance": 1.0}], ids=["plain", "shown", "guided"])
+@pytest.mark.parametrize(
+    "options", [{}, {"shown": True, "dtype": torch.float64}, {"guidance": 1.0}], ids=["plain", "shown", "guided"]
+)
 def test_a_batch_is_as_many_single_environments(options: dict[str, Any]) -> None:
+    # In float32 some pixel is always on the edge between two levels, and where frames are seen again a world of random
+    # weights makes much of it.
     world = world_that_ends(1e-9, **{name: value for name, value in options.items() if name != "guidance"})
     named = {name: value for name, value in options.items() if name == "guidance"}
     envs = LearnedVectorEnv(world, num_envs=4, horizon=100, **named)
     singles = [LearnedEnv(world, horizon=100, **named) for _ in range(4)]
     first, _ = envs.reset(seed=7)
     np.testing.assert_array_equal(first, [env.reset(seed=7 + i)[0] for i, env in enumerate(singles)])
-    errors, other_rewards = [], 0
+    errors = []
     for actions in actions_of(4, 50):
         observations, rewards, *_, infos = envs.step(actions)
         steps = [env.step(action) for env, action in zip(singles, actions, strict=True)]
         errors.append(np.abs(observations.astype(float) - [step[0] for step in steps]))
-        other_rewards += int((np.abs(rewards - [step[1] for step in steps]) > 1e-3).sum())
-        # A pixel on the edge moves the code that the next frame follows from.
-        frames = [step[4]["log_prob_frame"] for step in steps]
-        np.testing.assert_allclose(infos["log_prob_frame"], frames, rtol=1e-3, atol=0.1)
+        np.testing.assert_allclose(rewards, [step[1] for step in steps], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(infos["log_prob"], [step[4]["log_prob"] for step in steps], rtol=1e-3, atol=1e-3)
     assert np.mean(errors) < LEVELS
-    assert other_rewards <= 2  # of 200: one that is drawn on the edge between two bins may fall to either side
 
 
 def test_an_environment_does_not_depend_on_the_others() -> None:
