@@ -68,9 +68,10 @@ class Collect:
     max_steps: int | None = None
     """Steps after which an episode is cut off; by default the environment's own limit, or 1000."""
     anomaly: str | None = None
-    """Make this anomaly in every episode and label it: gravity, actuator_gain, teleport, sensor_noise, frozen_frame."""
-    strength: float | None = None
-    """How strong an anomaly; each has its own default and unit."""
+    """Make this anomaly in every episode and label it: gravity, teleport, blur, action_delay and others; a wrong name
+    lists them."""
+    strength: float | Literal["weak", "middle", "strong"] | None = None
+    """How strong an anomaly: a number in its own unit, or weak, middle (the default) or strong."""
     env_args: str = "{}"
     """Further arguments of the environment, as a JSON object."""
     append: bool = False

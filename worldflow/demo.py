@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["DemoConfig", "demo"]
 
 POLICY = "worldflow.envs.policies:PendulumSwayer"
+SHOWN = ("gravity", "actuator_gain", "teleport", "sensor_noise", "frozen_frame")
+"""One anomaly of each sort, of the twenty that there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,11 +156,11 @@ def _clear_earlier_demo(out: Path) -> None:
 
 
 def _scored_environments(env_id: str) -> dict[str, Any]:
-    from worldflow.envs import ANOMALIES, Perturb
+    from worldflow.envs import Perturb
     from worldflow.envs.collect import make_pixel_env
 
     made = {"normal": make_pixel_env(env_id)}
-    for name in ANOMALIES:
+    for name in SHOWN:
         made[name] = Perturb(make_pixel_env(env_id), name)
     return made
 
