@@ -131,7 +131,7 @@ def demo(config: DemoConfig | None = None) -> Path:
             ]
             for name, env in _scored_environments(config.env).items()
         }
-        scores = {name: score(world, recorded, progress=False) for name, recorded in episodes.items()}
+        scores = {name: score(world, recorded, pixels=False, progress=False) for name, recorded in episodes.items()}
         table = detection_table(scores, episodes, normal="normal")
     with stages("report", "figures and moving pictures"):
         summary = _summary(config, rollouts, table, speed, dataset)
