@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from gymnasium.envs.registration import register
 
+from worldflow.envs.anomalies import ANOMALIES, Anomaly, Level
 from worldflow.envs.camera import Look, RayCamera, RayHits, View
-from worldflow.envs.perturb import ANOMALIES, Anomaly, Perturb
+from worldflow.envs.perturb import Perturb, possible_anomalies
 from worldflow.envs.tasks import TASKS, PixelObservation, PixelTask, PixelTaskEnv
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = [
     "Anomaly",
     "LearnedEnv",
     "LearnedVectorEnv",
+    "Level",
     "Look",
     "NonFiniteError",
     "Perturb",
@@ -32,6 +34,7 @@ __all__ = [
     "RayHits",
     "Snapshot",
     "View",
+    "possible_anomalies",
 ]
 
 for _name, _task in TASKS.items():

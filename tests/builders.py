@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from worldflow.denoiser import DenoiserConfig
 from worldflow.envs.recorder import Recorder
 from worldflow.flow import FlowConfig, VideoFlow
 from worldflow.heads import RewardSupport
+from worldflow.score_types import EpisodeScores
 from worldflow.types import ActionSpec, DataSpec, Episode
 from worldflow.world import Contexts, TextSpec, WorldConfig, WorldModel
 
@@ -23,7 +25,9 @@ __all__ = [
     "box_space",
     "discrete_space",
     "random_actions",
+    "random_episode",
     "randomize",
+    "some_scores",
     "tiny_flow",
     "tiny_spec",
     "tiny_world",
@@ -151,6 +155,7 @@ def tiny_world(
     action: Action = "box",
     window: int = 3,
     draft: bool = True,
+    shallow: bool = True,
     shown: bool = False,
     soft_clip: float | None = 4.0,
     noise_std: float = 0.3,
@@ -170,6 +175,7 @@ def tiny_world(
         action: Kind of its actions: Box of 2, Box of 1, Discrete(4), or MultiDiscrete([3, 2]) starting at (0, 1).
         window: Attention window in frames; the bank's pasts have as many frames.
         draft: Whether it has a drafter.
+        shallow: Whether it has a shallow block.
         shown: Whether drafts are made from codes of shown frames.
         soft_clip: Bound of the affine parameters.
         atoms: Rewards with a mass of their own.
@@ -193,7 +199,7 @@ def tiny_world(
         latent_dim=codec_config.token_dim,
         grid=codec_config.grid,
         action_dim=data.action.feature_dim,
-        shallow_layers=(1,),
+        shallow_layers=(1,) if shallow else (),
         shallow_width=32,
         deep_layers=2,
         deep_width=32,
@@ -253,6 +259,28 @@ def random_actions(spec: ActionSpec, batch: tuple[int, ...], *, generator: torch
         return (draw * choices).long() + torch.tensor(spec.first).reshape(spec.shape)
     low, high = (torch.tensor(bound).reshape(spec.shape) for bound in (spec.low, spec.high))
     return (low + draw * (high - low)).to(getattr(torch, spec.dtype))
+
+
+def random_episode(world: WorldModel, length: int, *, seed: int = 0) -> Episode:
+    """Random frames and actions with every kind of reward and one termination."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (length + 1, *world.config.data.frame_shape)
+    terminated = np.zeros(length, bool)
+    terminated[-1] = True
+    return Episode(
+        frames=torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).numpy(),
+        actions=random_actions(world.config.data.action, (length,), generator=generator).numpy(),
+        rewards=np.resize(np.array([0.0, 1.0, 0.3, -2.0], np.float32), length),
+        terminated=terminated,
+        truncated=np.zeros(length, bool),
+    )
+
+
+def some_scores(**given: np.ndarray) -> EpisodeScores:
+    """Scores of an episode of which only some are said; the other numbers are zeros."""
+    length = len(next(iter(given.values())))
+    needed = [f.name for f in fields(EpisodeScores) if f.default is MISSING and f.default_factory is MISSING]
+    return EpisodeScores(**{name: np.zeros(length) for name in needed} | given)  # pyright: ignore[reportArgumentType]
 
 
 def write_dataset(

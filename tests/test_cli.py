@@ -12,7 +12,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ import pytest
 from gymnasium import spaces
 
 import worldflow
-from worldflow import cli
+from worldflow import cli, score_command
 from worldflow.data import Dataset
 from worldflow.density import FitConfig
 
@@ -158,6 +158,27 @@ def test_training_and_scoring(run: Run, made: Path) -> None:
     assert status == 0
     assert [p.name for p in Path().iterdir()] == ["s.csv"]
     assert f"{result['mean']['above_floor']:.2f}"[:3] in out  # another draw of the noise: about the same
+
+
+def test_scoring_writes_json_pictures_and_rings(run: Run, made: Path) -> None:
+    words = ("score", str(made / "world"), str(made / "data"))
+    rates = ("--false-alarm-rate", "0.2", "--episode-false-alarm-rate", "0.3")
+    status, out, _ = run(*words, "--out", "s.json", "--normal", str(made / "data"), "--detector", "d.npz", *rates)
+    assert status == 0 and "ringing_episodes" in out
+    stored = json.loads(Path("s.json").read_text())
+    assert len(stored["episodes"]) == 6 and len(stored["episodes"][0]["context_ratio"]) == 12
+
+    options = ("--detector", "d.npz", "--fail-on-alarm", "--video", "v", "--heat", "h.png", "--json")
+    status, out, _ = run(*words, *options, "--seed", "3")
+    result = json.loads(out)
+    assert status == (3 if result["ringing_episodes"] else 0)
+    assert [Path(p).is_file() for p in (*result["videos"], result["heat"])] == [True] * 7
+
+    detector = worldflow.Detector.load("d.npz")
+    replace(detector, episode_false_alarm_rate=0.999).save("all.npz")  # rings whatever happens
+    assert run(*words, "--detector", "all.npz", "--fail-on-alarm")[0] == 3
+    assert run(*words, "--detector", "all.npz")[0] == 0
+    assert "--normal DATASET or --detector" in failure(run(*words, "--fail-on-alarm"))
 
 
 def test_training_takes_the_recipes_options(run: Run, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,13 +389,13 @@ def test_a_warning_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_json_is_alone_on_stdout(run: Run, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    score = cli.score
+    score = score_command.score
 
     def chatty(*arguments: Any, **options: Any) -> Any:
         print("a library talks")
         return score(*arguments, **options)
 
-    monkeypatch.setattr(cli, "score", chatty)
+    monkeypatch.setattr(score_command, "score", chatty)
     _, out, err = run("score", str(made / "world"), str(made / "data"), "--json")
     assert json.loads(out)["episodes"] == 6
     assert "a library talks" in err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from builders import some_scores
 
 from worldflow.detection import BASELINE, anomaly_labels, detection_table, frame_difference, statistics
 from worldflow.score import EpisodeScores
@@ -26,15 +27,7 @@ def episode(levels: list[int], anomaly: list[bool] | None = None) -> Episode:
 
 def scores(above: list[float]) -> EpisodeScores:
     values = np.array(above)
-    zeros = np.zeros_like(values)
-    return EpisodeScores(
-        frame=-values,
-        reward=zeros,
-        terminated=zeros,
-        above_floor=values,
-        action_ratio=zeros,
-        reconstruction=zeros,
-    )
+    return some_scores(frame=-values, above_floor=values)
 
 
 def test_labels_skip_the_reset() -> None:

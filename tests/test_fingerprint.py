@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import write_dataset
+from builders import tiny_world, write_dataset
 
+from worldflow.checkpoint import load, save
 from worldflow.data import Dataset
-from worldflow.fingerprint import episode_hash, episode_hashes, fingerprint
+from worldflow.fingerprint import episode_hash, episode_hashes, fingerprint, world_fingerprint
 from worldflow.types import Episode
 
 LENGTHS = (5, 4, 6, 3, 5, 4, 4, 3, 6, 5, 4, 5)
@@ -89,3 +90,13 @@ def test_fingerprint_tells_copies_from_other_data(dataset: Dataset, tmp_path: Pa
     assert fingerprint(longer, "held_out") == fingerprint(dataset, "held_out")  # the added episode is for training
     assert len({fingerprint(dataset, split) for split in ("train", "held_out", "all")}) == 3
     assert len(fingerprint(dataset)) == 16
+
+
+def test_a_world_is_known_by_its_weights_statistics_and_sizes(tmp_path: Path) -> None:
+    world = tiny_world()
+    found = world_fingerprint(world)
+    assert world_fingerprint(load(save(world, tmp_path / "run"))) == found and len(found) == 16
+    others = [tiny_world(seed=1), tiny_world(noise_std=0.31), tiny_world(), tiny_world()]
+    others[2].actions.mean[0] += 1e-6
+    others[3].reward.out.bias.data[0] += 1e-6
+    assert len({found, *map(world_fingerprint, others)}) == 5

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -17,10 +18,15 @@ import worldflow.envs
 from worldflow.envs import ANOMALIES, Perturb, PixelTaskEnv
 
 PHYSICAL = [name for name, kind in ANOMALIES.items() if kind.needs_physics]
+SENSING = [name for name, kind in ANOMALIES.items() if kind.acts_on == "picture"]
+TASKS = ("InvertedPendulum", "Reacher", "HalfCheetah")
+CANNOT = {("gravity", "Reacher"), ("friction", "Reacher"), ("friction", "InvertedPendulum")}
+CANNOT |= {("swapped_axes", "InvertedPendulum")}
+CASES = [(name, task) for name in ANOMALIES for task in TASKS if (name, task) not in CANNOT]
 
 
 def make(task: str = "Reacher", **options: Any) -> gym.Env[Any, Any]:
-    return gym.make(f"worldflow/{task}-v0", size=16, **options)
+    return gym.make(f"worldflow/{task}-v0", **{"size": 16, **options})
 
 
 def physics(env: gym.Env[Any, Any]) -> PixelTaskEnv:
@@ -46,12 +52,12 @@ def same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
 
 
 def task_of(anomaly: str) -> str:
-    return "HalfCheetah" if anomaly == "gravity" else "Reacher"  # a Reacher moves across gravity and never feels it
+    return next(task for name, task in reversed(CASES) if name == anomaly)
 
 
-@pytest.mark.parametrize("anomaly", ANOMALIES)
-def test_nothing_changes_at_the_neutral_strength(anomaly: str) -> None:
-    task, neutral = task_of(anomaly), ANOMALIES[anomaly].neutral
+@pytest.mark.parametrize(("anomaly", "task"), CASES)
+def test_nothing_changes_at_the_neutral_strength(anomaly: str, task: str) -> None:
+    neutral = ANOMALIES[anomaly].neutral
     off: dict[str, Any] = {"duration": 0} if neutral is None else {"strength": neutral}
     perturbed, plain = Perturb(make(task), anomaly, start=(1, 5), **off), make(task)
     for seed in (0, None):  # the second reset goes on with the environment's own stream
@@ -60,33 +66,60 @@ def test_nothing_changes_at_the_neutral_strength(anomaly: str) -> None:
             assert row[3] is False
 
 
-@pytest.mark.parametrize("anomaly", ANOMALIES)
-def test_labels_tell_when_it_acts(anomaly: str) -> None:
-    task = task_of(anomaly)
-    rows = rollout(Perturb(make(task), anomaly, start=4, duration=3))
-    plain = rollout(make(task))
+@pytest.mark.parametrize(("anomaly", "task"), CASES)
+def test_labels_tell_when_it_acts(anomaly: str, task: str) -> None:
+    kind = ANOMALIES[anomaly]
+    rows = rollout(Perturb(make(task, size=32), anomaly, strength="strong", start=4, duration=3))
+    plain = rollout(make(task, size=32))
     assert [row[3] for row in rows] == [False] * 5 + [True] * 3 + [False] * 5
     assert all(type(row[3]) is bool for row in rows)
     assert all(same(a, b) for a, b in zip(rows[:5], plain[:5], strict=True)), "before its time"
-    assert all(not np.array_equal(a[0], b[0]) for a, b in zip(rows[6:8], plain[6:8], strict=True)), "in its time"
-    if anomaly in PHYSICAL:
-        assert not np.array_equal(rows[5][1], plain[5][1])
-    else:  # only what is seen is wrong: the state goes on, and so do the frames after it
+    in_time, expected = rows[5:8], plain[5:8]
+    if kind.acts_on == "reward":
+        assert all(np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1]) for a, b in zip(rows, plain, strict=True))
+        assert all(a[2] == b[2] + kind.levels["strong"].strength for a, b in zip(in_time, expected, strict=True))
+        assert all(same(a, b) for a, b in zip(rows[8:], plain[8:], strict=True))
+    elif kind.acts_on == "picture" or anomaly == "object_gone":
+        # Only what is seen is wrong: the state goes on, and so do the frames after it.
+        assert any(not np.array_equal(a[0], b[0]) for a, b in zip(in_time, expected, strict=True))
         assert all(np.array_equal(a[1], b[1]) and a[2] == b[2] for a, b in zip(rows, plain, strict=True))
         assert all(same(a, b) for a, b in zip(rows[8:], plain[8:], strict=True))
+    elif anomaly == "friction":  # acts through contacts, which an episode of HalfCheetah begins with
+        assert not np.array_equal(rows[7][1], plain[7][1])
+    else:
+        assert not np.array_equal(rows[5][1], plain[5][1])
 
 
-@pytest.mark.parametrize("anomaly", ["gravity", "actuator_gain"])
+@pytest.mark.parametrize(("anomaly", "task"), sorted(CANNOT))
+def test_what_cannot_act_says_why(anomaly: str, task: str) -> None:
+    reason = {"gravity": "across it", "friction": "touch", "swapped_axes": "at least two action components"}
+    with pytest.raises(ValueError, match=reason[anomaly]):
+        Perturb(make(task), anomaly)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_possible_anomalies_are_those_that_can_be_made(task: str) -> None:
+    assert worldflow.envs.possible_anomalies(make(task)) == tuple(n for n in ANOMALIES if (n, task) in CASES)
+
+
+def parameters(model: Any, data: Any) -> dict[str, np.ndarray]:
+    """All numbers of a model, and what acts on its bodies from outside."""
+    arrays = {name: getattr(model, name) for name in dir(model) if not name.startswith("_")}
+    found = {name: value.copy() for name, value in arrays.items() if isinstance(value, np.ndarray)}
+    return found | {"gravity": model.opt.gravity.copy(), "xfrc_applied": data.xfrc_applied.copy()}
+
+
+@pytest.mark.parametrize("anomaly", [name for name in PHYSICAL if name != "teleport"])
 def test_changed_physics_is_put_back_even_after_an_error(anomaly: str) -> None:
-    env = Perturb(make("HalfCheetah"), anomaly, strength=5.0)
+    env = Perturb(make("HalfCheetah"), anomaly, strength="strong", start=0)
     inner = physics(env)
-    before = inner.model.opt.gravity.copy(), inner.model.actuator_gainprm.copy()
-    seen: list[float] = []
+    before = parameters(inner.model, inner.data)
+    seen: list[set[str]] = []
     step = inner.simulator.step
 
     def watched(action: np.ndarray) -> Any:
-        values = inner.model.opt.gravity[2] if anomaly == "gravity" else inner.model.actuator_gainprm[0, 0]
-        seen.append(float(values))
+        now = parameters(inner.model, inner.data)
+        seen.append({name for name, value in now.items() if not np.array_equal(value, before[name])})
         if len(seen) == 3:
             raise RuntimeError("stop")
         return step(action)
@@ -98,10 +131,19 @@ def test_changed_physics_is_put_back_even_after_an_error(anomaly: str) -> None:
         env.step(action)
     with pytest.raises(RuntimeError, match="stop"):
         env.step(action)
-    expected = 5 * (before[0][2] if anomaly == "gravity" else before[1][0, 0])
-    assert seen == [expected] * 3
-    np.testing.assert_array_equal(inner.model.opt.gravity, before[0])
-    np.testing.assert_array_equal(inner.model.actuator_gainprm, before[1])
+    changed = {
+        "gravity": {"gravity"},
+        "mass": {"body_mass", "body_inertia", "body_subtreemass", "body_invweight0", "dof_invweight0"},
+        "friction": {"geom_friction"},
+        "damping": {"dof_damping"},
+        "actuator_gain": {"actuator_gainprm"},
+        "wind": {"xfrc_applied"},
+        "object_gone": {"geom_rgba"},
+    }
+    assert seen == [changed[anomaly]] * 3
+    after = parameters(inner.model, inner.data)
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value, err_msg=name)
 
 
 def test_gravity_scales_free_fall() -> None:
@@ -143,6 +185,130 @@ def test_teleport_jumps_as_far_as_it_says_and_stays_within_limits() -> None:
     far.reset(seed=0)
     state = far.step(np.zeros(1, np.float32))[4]["state"]
     assert abs(state[0]) < 1.1  # the rail's end is soft
+
+
+def test_wind_pushes_as_gravity_would_that_is_tilted() -> None:
+    speeds = {}
+    for seed in range(6):
+        env = Perturb(make("HalfCheetah", reset_noise_scale=0.0), "wind", strength=2.0)
+        env.reset(seed=seed)
+        inner = physics(env)
+        inner.data.qpos[1] = 5.0  # high above the floor
+        env.step(np.zeros(6, np.float32))
+        mujoco.mj_forward(inner.model, inner.data)  # velocities of bodies are those before the last substep
+        mass = inner.model.body_mass
+        speeds[seed] = float((mass * inner.data.cvel[:, 3]).sum() / mass.sum())
+    # 0.05 s of 2 m/s^2 to one side or the other
+    np.testing.assert_allclose(np.abs(list(speeds.values())), 0.1, rtol=1e-6)
+    assert {np.sign(v) for v in speeds.values()} == {-1.0, 1.0}
+
+
+def test_mass_slows_what_a_motor_moves() -> None:
+    moved = {}
+    for scale in (1.0, 4.0):
+        env = Perturb(make("InvertedPendulum", reset_noise_scale=0.0), "mass", strength=scale)
+        env.reset(seed=0)
+        moved[scale] = env.step(np.ones(1, np.float32))[4]["state"][2]
+    # The cart starts from rest under one force against inertia and a damping that has hardly begun to act.
+    assert moved[1.0] / moved[4.0] == pytest.approx(4.0, rel=0.1)
+
+
+class Listening(gym.Wrapper[Any, Any, Any, Any]):
+    """Keeps the actions that were carried out."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.heard: list[np.ndarray] = []
+
+    def step(self, action: Any) -> Any:
+        self.heard.append(np.array(action))
+        return self.env.step(action)
+
+
+def carried_out(anomaly: str, asked: np.ndarray, **options: Any) -> tuple[np.ndarray, list[bool]]:
+    """What was done when `asked` was asked for in a Reacher, and its labels."""
+    inner = Listening(make())
+    env = Perturb(inner, anomaly, **options)
+    env.reset(seed=0)
+    labels = [env.step(action)[4]["anomaly"] for action in asked]
+    return np.array(inner.heard), labels
+
+
+def test_late_lost_biased_and_swapped_actions() -> None:
+    asked = np.random.default_rng(0).uniform(-1, 1, (8, 2)).astype(np.float32)
+    done, labels = carried_out("action_delay", asked, strength=2, start=1, duration=5)
+    np.testing.assert_array_equal(done, np.stack([asked[0], 0 * asked[0], *asked[:4], *asked[6:]]))
+    assert labels == [False] + [True] * 5 + [False] * 2
+
+    done, labels = carried_out("action_bias", asked, strength=0.5)
+    np.testing.assert_allclose(done, np.clip(asked + 0.5, -1, 1), rtol=1e-6)
+
+    done, _ = carried_out("swapped_axes", asked, strength="strong")
+    np.testing.assert_array_equal(done, asked[:, ::-1])
+    done, _ = carried_out("swapped_axes", asked, strength=0.5)
+    np.testing.assert_allclose(done, np.repeat(asked.mean(1, keepdims=True), 2, axis=1), rtol=1e-5, atol=1e-7)
+
+    asked = np.ones((200, 2), np.float32)
+    done, labels = carried_out("action_drop", asked[:40], strength=0.5)
+    assert [bool(label) for label in labels] == [not row.any() for row in done]
+    assert 8 < sum(labels) < 32  # 20 are expected, 12 are four standard deviations
+
+
+def test_an_action_that_comes_out_as_asked_is_not_labelled() -> None:
+    still = np.zeros((4, 2), np.float32)
+    assert carried_out("action_drop", still, strength=1.0)[1] == [False] * 4
+    assert carried_out("action_delay", still, strength=1)[1] == [False] * 4
+    assert carried_out("action_bias", still + 1, strength=0.5)[1] == [False] * 4  # already at its bound
+
+
+def shown(anomaly: str, picture: np.ndarray, *, seed: int = 0, **options: Any) -> np.ndarray:
+    """One affected frame of an environment that always shows `picture`."""
+    env = Perturb(Gray(spaces.Box(0, 255, picture.shape, np.uint8), picture), anomaly, **options)
+    env.reset(seed=seed)
+    return env.step(0)[0]
+
+
+def test_pictures_are_spoiled_as_described() -> None:
+    point = np.zeros((15, 15, 3), np.uint8)
+    point[7, 7] = 255
+    blurred = shown("blur", point, strength=1.0)[..., 0]
+    assert blurred[7, 7] == round(255 * 0.3991**2)  # a normal density at 0, in two directions
+    assert blurred[7, 8] == round(255 * 0.3991**2 * np.exp(-0.5))
+    np.testing.assert_array_equal(blurred, blurred.T)
+
+    white = np.full((20, 10, 3), 255, np.uint8)
+    places = set()
+    for seed in range(8):
+        hidden = shown("occlusion", white, seed=seed, strength=0.3)[..., 0] == 0
+        rows, columns = np.flatnonzero(hidden.any(1)), np.flatnonzero(hidden.any(0))
+        assert hidden.sum() == 9 and len(rows) == len(columns) == 3
+        places.add((rows[0], columns[0]))
+    assert len(places) > 2
+
+    gray = np.full((4, 4, 3), 100, np.uint8)
+    assert shown("color", gray, strength=0.3)[0, 0].tolist() == [130, 100, 70]
+    assert not shown("dropped_frame", gray, strength=1.0).any()
+
+    ramp = np.tile(np.arange(10, dtype=np.uint8)[:, None, None], (1, 10, 3))
+    moved = {tuple(shown("camera_shift", ramp, seed=seed, strength=0.2)[:, 0, 0].tolist()) for seed in range(12)}
+    assert moved == {(2, 3, 4, 5, 6, 7, 8, 9, 9, 9), (0, 0, 0, 1, 2, 3, 4, 5, 6, 7)}
+
+
+def test_every_level_is_named_and_within_bounds() -> None:
+    for name, kind in ANOMALIES.items():
+        assert list(kind.levels) == ["weak", "middle", "strong"]
+        env = make(task_of(name))
+        distances = []
+        for level in kind.levels.values():
+            assert level.strength is None or kind.bounds[0] <= level.strength <= kind.bounds[1]
+            assert level.strength is None or level.strength != kind.neutral
+            far = level.strength - (kind.neutral or 0.0) if level.strength is not None else level.duration
+            distances.append(np.inf if far is None else abs(far))
+        assert distances == sorted(set(distances)), "each level is farther from normal than the one before"
+        assert Perturb(env, name).strength == Perturb(env, name, strength="middle").strength == kind.strength
+        assert Perturb(env, name, strength="weak").duration == kind.levels["weak"].duration
+    with pytest.raises(ValueError, match="did you mean 'strong'"):
+        Perturb(make(), "blur", strength="stron")
 
 
 def test_noise_has_the_standard_deviation_asked_for() -> None:
@@ -199,15 +365,16 @@ class Gray(gym.Env[Any, Any]):
 
     action_space = spaces.Discrete(2)
 
-    def __init__(self, observation_space: spaces.Space[Any]) -> None:
+    def __init__(self, observation_space: spaces.Space[Any], picture: np.ndarray | None = None) -> None:
         self.observation_space = observation_space
+        self.picture = np.full((8, 8, 3), 128, np.uint8) if picture is None else picture
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        return np.full((8, 8, 3), 128, np.uint8), {}
+        return self.picture.copy(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        return np.full((8, 8, 3), 128, np.uint8), 0.0, False, False, {}
+        return self.picture.copy(), 0.0, False, False, {}
 
 
 def test_pictures_of_any_environment_can_be_spoiled() -> None:
@@ -243,13 +410,21 @@ def test_wrong_arguments_are_named() -> None:
         Perturb(env, "sensor_noise", strength=-1.0)
     with pytest.raises(ValueError, match="uint8 pictures"):
         Perturb(Gray(spaces.Box(0.0, 1.0, (3,), np.float32)), "sensor_noise")
+    with pytest.raises(ValueError, match=r"must lie between 0 and 1, got 1\.5"):
+        Perturb(env, "action_drop", strength=1.5)
+    with pytest.raises(ValueError, match="whole number of steps"):
+        Perturb(env, "action_delay", strength=1.5)
+    with pytest.raises(ValueError, match="float Box"):
+        Perturb(Gray(spaces.Box(0, 255, (8, 8, 3), np.uint8)), "action_drop")
+    with pytest.raises(ValueError, match="three channels"):
+        Perturb(Gray(spaces.Box(0, 255, (8, 8, 1), np.uint8)), "color")
     with pytest.raises(ValueError, match="gravity is zero"):
         Perturb(make("Pusher"), "gravity")
     with pytest.raises(gym.error.ResetNeeded):
-        Perturb(make(), "gravity").step(np.zeros(2, np.float32))
+        Perturb(make(), "damping").step(np.zeros(2, np.float32))
 
 
 def test_anomalies_are_described() -> None:
-    assert set(ANOMALIES) == {"gravity", "actuator_gain", "teleport", "sensor_noise", "frozen_frame"}
+    assert len(ANOMALIES) == 20
     assert worldflow.envs.Anomaly is type(ANOMALIES["gravity"])
     assert all(kind.description for kind in ANOMALIES.values())

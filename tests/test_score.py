@@ -1,4 +1,4 @@
-"""Scores are the world's own likelihoods, whatever else is scored; alarms come at the promised rate."""
+"""Scores are the world's own likelihoods, whatever else is scored."""
 
 from __future__ import annotations
 
@@ -14,33 +14,20 @@ import minari
 import numpy as np
 import pytest
 import torch
-from builders import random_actions, tiny_world
+from builders import random_episode, tiny_world, write_dataset
 
 import worldflow as wf
 from worldflow import EpisodeScores
-from worldflow.calibration import STATISTICS, calibrate_scores
 from worldflow.codec import PatchCodec
 from worldflow.envs.recorder import Recorder
-from worldflow.score import CHUNK, score, write_csv
+from worldflow.flow import VideoFlow
+from worldflow.score import score, write_csv
+from worldflow.statistics import frames_at_once
 from worldflow.types import Episode
 from worldflow.world import WorldModel
 
-PARTS = [f.name for f in fields(EpisodeScores) if f.name != "anomaly"]
-
-
-def episode_for(world: WorldModel, length: int, *, seed: int = 0) -> Episode:
-    """Random frames and actions with every kind of reward and one termination."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = (length + 1, *world.config.data.frame_shape)
-    terminated = np.zeros(length, bool)
-    terminated[-1] = True
-    return Episode(
-        frames=torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).numpy(),
-        actions=random_actions(world.config.data.action, (length,), generator=generator).numpy(),
-        rewards=np.resize(np.array([0.0, 1.0, 0.3, -2.0], np.float32), length),
-        terminated=terminated,
-        truncated=np.zeros(length, bool),
-    )
+OTHERS = ("token", "standard_error", "anomaly", "num_draws", "world")
+PARTS = [f.name for f in fields(EpisodeScores) if f.name not in (*OTHERS, "score_norm")]
 
 
 def assert_same(left: EpisodeScores, right: EpisodeScores) -> None:
@@ -52,7 +39,7 @@ def assert_same(left: EpisodeScores, right: EpisodeScores) -> None:
 def test_scores_are_the_worlds_own_likelihoods(action: Any) -> None:
     # With next to no noise its draw does not matter: 1e-7 times a gradient of a few hundred is below the tolerance.
     world = tiny_world(action=action, noise_std=1e-7, dtype=torch.float64)
-    episode = episode_for(world, 70)
+    episode = random_episode(world, 70)
     (scores,) = score(world, [episode])
     frames, actions, rewards, terminated = (
         torch.from_numpy(values)[None]
@@ -76,7 +63,7 @@ def test_scores_are_the_worlds_own_likelihoods(action: Any) -> None:
 
 def test_scores_depend_on_nothing_but_the_episode_its_number_and_the_seed() -> None:
     world = tiny_world()
-    first, second = episode_for(world, 9), episode_for(world, 5, seed=1)
+    first, second = random_episode(world, 9), random_episode(world, 5, seed=1)
     before = torch.get_rng_state()
     together = score(world, [first, second])
     assert torch.equal(before, torch.get_rng_state())
@@ -88,22 +75,25 @@ def test_scores_depend_on_nothing_but_the_episode_its_number_and_the_seed() -> N
 
 def test_a_score_does_not_see_the_future() -> None:
     world = tiny_world()
-    whole = episode_for(world, 71)  # 72 and 40 frames of 12 numbers: noise is drawn in blocks of 16
+    whole = random_episode(world, 71)  # 72 and 40 frames of 12 numbers: noise is drawn in blocks of 16
     start = Episode(
         **{name: getattr(whole, name)[:39] for name in ("actions", "rewards", "terminated", "truncated")},
         frames=whole.frames[:40],
     )
+    found, all_of_it = score(world, [start])[0], score(world, [whole])[0]
     for name in PARTS:
-        expected = getattr(score(world, [whole])[0], name)[:39]
+        expected = getattr(all_of_it, name)[:39]
         # Sums over another number of rows may be ordered differently: float32 rounding of numbers near 100.
-        np.testing.assert_allclose(getattr(score(world, [start])[0], name), expected, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(getattr(found, name), expected, rtol=1e-4, atol=1e-3)
 
 
 def test_more_draws_are_less_noisy() -> None:
     world = tiny_world()
-    episode = episode_for(world, 6)
+    episode = random_episode(world, 6)
     spread = {
-        draws: np.std([score(world, [episode], num_draws=draws, seed=seed)[0].frame for seed in range(12)], axis=0)
+        draws: np.std(
+            [score(world, [episode], num_draws=draws, seed=seed, pixels=False)[0].frame for seed in range(12)], axis=0
+        )
         for draws in (1, 16)
     }
     # A quarter is expected; the ratio of two spreads of 12 is within a factor of two of it but for one time in 30,
@@ -113,24 +103,42 @@ def test_more_draws_are_less_noisy() -> None:
 
 def test_reconstruction_is_the_codecs_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
     lossless = tiny_world(codec="patch", patch_size=8)
-    np.testing.assert_array_equal(score(lossless, [episode_for(lossless, 3)])[0].reconstruction, 0.0)
+    np.testing.assert_array_equal(score(lossless, [random_episode(lossless, 3)])[0].reconstruction, 0.0)
 
     # A codec that forgets what is brighter than gray: the error of each white frame is 1 in [-1, 1] units.
     decode = PatchCodec.decode_pixels
     monkeypatch.setattr(PatchCodec, "decode_pixels", lambda self, x: decode(self, x).clamp(max=0.0))
     frames = np.zeros((5, 16, 16, 3), np.uint8)
     frames[[0, 3]] = 255
-    scores = score(lossless, [replace(episode_for(lossless, 4), frames=frames)])[0]
+    scores = score(lossless, [replace(random_episode(lossless, 4), frames=frames)])[0]
     np.testing.assert_allclose(scores.reconstruction, [0, 0, 1, 0], atol=0.01)  # gray lies between two levels
 
 
-def test_frames_are_converted_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_pass_grows_with_the_length_of_an_episode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     world = tiny_world(codec="patch", patch_size=8)
-    counts = []
-    encode = PatchCodec.encode_pixels
-    monkeypatch.setattr(PatchCodec, "encode_pixels", lambda self, x: counts.append(len(x)) or encode(self, x))
-    score(world, [episode_for(world, 2 * CHUNK + 5)])
-    assert counts == [CHUNK, CHUNK, 6]
+    most, length = {"codec": 0, "flow": 0, "read": 0}, 2 * frames_at_once(2) + 5
+    encode, flow, pixels = PatchCodec.encode_pixels, VideoFlow.forward, wf.Dataset._pixels
+
+    def counted(name: str, frames: int) -> None:
+        most[name] = max(most[name], frames)
+
+    monkeypatch.setattr(PatchCodec, "encode_pixels", lambda self, x: counted("codec", len(x)) or encode(self, x))
+    monkeypatch.setattr(
+        VideoFlow,
+        "forward",
+        lambda self, x, *a, **o: counted("flow", x.shape[0] * x.shape[1]) or flow(self, x, *a, **o),
+    )
+    monkeypatch.setattr(
+        wf.Dataset,
+        "_pixels",
+        lambda self, s, first, last: counted("read", last - first) or pixels(self, s, first, last),
+    )
+    path = write_dataset(tmp_path / "data", lengths=[length])
+    found = score(world, path, num_draws=2)
+    assert len(found[0]) == length
+    # Four frames in the flow for each draw: with and without actions, and pairs for the short memory.
+    assert most == {"codec": frames_at_once(2), "flow": 4 * frames_at_once(2), "read": frames_at_once(2) + 1}
+    assert [frames_at_once(k) for k in (1, 8, 100)] == [32, 4, 4]
 
 
 @pytest.fixture
@@ -138,7 +146,7 @@ def recorded(tmp_path: Path) -> tuple[WorldModel, Path, list[Episode]]:
     """A world, a data set that fits it, and its episodes, the second of which has labels."""
     world = tiny_world()
     spec = world.config.data
-    episodes = [episode_for(world, 4), episode_for(world, 3, seed=1)]
+    episodes = [random_episode(world, 4), random_episode(world, 3, seed=1)]
     episodes[1] = replace(episodes[1], infos={"anomaly": np.array([False, False, True, False])})
     recorder = Recorder(
         tmp_path / "data", observation_space=spec.observation_space, action_space=spec.action_space, env_spec=None
@@ -187,7 +195,7 @@ def test_a_table_holds_every_number(recorded: tuple[WorldModel, Path, list[Episo
 
 def test_a_table_appears_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     world = tiny_world()
-    scores = score(world, [episode_for(world, 3)])
+    scores = score(world, [random_episode(world, 3)])
     (tmp_path / "scores.csv").write_text("old")
     broken = replace(scores[0], reward=np.zeros(2))  # fails while rows are written
     with pytest.raises(ValueError, match=r"broadcast|shorter"):
@@ -210,12 +218,12 @@ def test_a_table_appears_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch, tm
 def test_episodes_that_do_not_fit_are_refused(change: Callable[[Episode], Episode], message: str) -> None:
     world = tiny_world()
     with pytest.raises(ValueError, match=message):
-        score(world, [episode_for(world, 4), change(episode_for(world, 4))])
+        score(world, [random_episode(world, 4), change(random_episode(world, 4))])
 
 
 def test_choices_that_are_no_whole_numbers_are_refused() -> None:
     world = tiny_world(action="discrete")
-    episode = episode_for(world, 4)
+    episode = random_episode(world, 4)
     with pytest.raises(ValueError, match="episode 0: actions must be integers"):
         score(world, [replace(episode, actions=episode.actions + 0.5)])
 
@@ -234,100 +242,6 @@ def test_other_bad_input_is_refused(recorded: tuple[WorldModel, Path, list[Episo
     ):
         with pytest.raises(error, match=message):
             wrong()
-
-
-# -- alarms ---------------------------------------------------------------------------------------------------------
-
-
-def normal_scores(num: int, length: int, *, seed: int, dependence: float) -> list[EpisodeScores]:
-    """Exchangeable transitions whose statistics share `dependence` of their variance; the last two are coarse."""
-    random = np.random.default_rng(seed)
-    result = []
-    for _ in range(num):
-        common = random.standard_normal(length)
-        own = {name: random.standard_normal(length) for name in PARTS}
-        mixed = {name: np.sqrt(dependence) * common + np.sqrt(1 - dependence) * v for name, v in own.items()}
-        mixed["terminated"] = np.round(mixed["terminated"])  # ties
-        mixed["reconstruction"] = np.zeros(length)  # a constant, as of the lossless codec
-        result.append(EpisodeScores(**mixed))
-    return result
-
-
-@pytest.mark.parametrize("dependence", [0.0, 0.9])
-def test_normal_transitions_and_episodes_ring_at_the_promised_rate(dependence: float) -> None:
-    detector = calibrate_scores(
-        normal_scores(2000, 5, seed=0, dependence=dependence), false_alarm_rate=0.05, episode_false_alarm_rate=0.1
-    )
-    alarms = detector(normal_scores(2000, 5, seed=1, dependence=dependence))
-    transitions = np.concatenate([a.transition for a in alarms])
-    # Thresholds from n and shares among m: a variance of p (1 - p) (1 / n + 1 / m). Four of its roots, one time in
-    # 16,000 by chance, and the seeds are fixed.
-    for found, rate, n in ((transitions.mean(), 0.05, 5000), (np.mean([a.episode for a in alarms]), 0.1, 1000)):
-        spread = np.sqrt(rate * (1 - rate) * (1 / n + 1 / (2 * n)))
-        assert abs(found - rate) < 4 * spread
-    p_values = np.sort(np.concatenate([a.p_value for a in alarms]))
-    uniform = (np.arange(len(p_values)) + 1) / len(p_values)
-    # Ties make p-values higher than uniform ones, never lower: Smirnov's one-sided bound for 5000 against 10000
-    # independent ones, one time in 3,000. (exp(-2 d^2 n m / (n + m)))
-    assert (uniform - p_values).max() < 0.035
-
-
-@pytest.mark.parametrize(
-    ("part", "value", "expected"),
-    [
-        ("above_floor", 40.0, "frame_unlikely"),
-        ("above_floor", -40.0, "frame_too_likely"),
-        ("action_ratio", -20.0, "action"),
-        ("reward", -20.0, "reward"),
-        ("terminated", -20.0, "terminated"),
-        ("reconstruction", 1e-3, "reconstruction"),
-    ],
-)
-def test_an_alarm_names_what_it_rests_on(part: str, value: float, expected: str) -> None:
-    # So few normal transitions that ranks alone could not tell an outlier from the highest of eight statistics.
-    detector = calibrate_scores(normal_scores(20, 20, seed=0, dependence=0.0), false_alarm_rate=0.01)
-    (usual,) = normal_scores(1, 20, seed=2, dependence=0.0)
-    assert not detector([usual])[0].transition[7]
-    values = getattr(usual, part).copy()
-    values[7] = value
-    (alarms,) = detector([replace(usual, **{part: values})])
-    assert alarms.transition[7]
-    assert list(STATISTICS)[alarms.statistic[7]] == expected
-    assert alarms.episode
-    assert alarms.surprise.shape == (len(STATISTICS), 20)
-    if part != "above_floor":  # which is also averaged over the transitions that follow
-        assert alarms.transition.sum() == 1
-
-
-def test_a_lasting_shift_rings_through_its_average() -> None:
-    detector = calibrate_scores(normal_scores(200, 40, seed=0, dependence=0.0))
-    (usual,) = normal_scores(1, 40, seed=3, dependence=0.0)
-    (alarms,) = detector([replace(usual, above_floor=usual.above_floor + 2.0)])  # two standard deviations
-    named = [list(STATISTICS)[i] for i in alarms.statistic[alarms.transition]]
-    assert named.count("frame_mean_unlikely") > 20
-
-
-def test_too_little_to_keep_a_promise_is_refused() -> None:
-    scores = normal_scores(18, 5, seed=0, dependence=0.0)
-    with pytest.raises(ValueError, match=r"^false_alarm_rate 0\.01 needs at least 198 normal transitions"):
-        calibrate_scores(scores)
-    calibrate_scores(scores, false_alarm_rate=1 / 46)  # 45 transitions in the second half
-    with pytest.raises(ValueError, match=r"episode_false_alarm_rate 0\.1 needs at least 18 normal episodes"):
-        calibrate_scores(scores[:17], false_alarm_rate=0.1)
-    with pytest.raises(ValueError, match="false_alarm_rate must be between 0 and 1, got 0"):
-        calibrate_scores(scores, false_alarm_rate=0.0)
-
-
-def test_a_detector_comes_from_a_world_and_normal_episodes() -> None:
-    world = tiny_world()
-    episodes = [episode_for(world, 4, seed=seed) for seed in range(4)]
-    detector = wf.calibrate(world, episodes, false_alarm_rate=0.3, episode_false_alarm_rate=0.5)
-    usual = score(world, episodes, seed=1)  # not the noise of scores with seed 0
-    expected = calibrate_scores(usual, false_alarm_rate=0.3, episode_false_alarm_rate=0.5)
-    np.testing.assert_array_equal(detector.surprises, expected.surprises)
-    assert len(detector(wf.score(world, episodes))) == 4
-    with pytest.raises(ValueError, match="between 0 and 1"):  # before anything is scored
-        wf.calibrate(world, [], false_alarm_rate=2.0)
 
 
 # -- the package ----------------------------------------------------------------------------------------------------

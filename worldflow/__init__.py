@@ -12,6 +12,7 @@ from worldflow.fidelity import EvaluateConfig, evaluate
 from worldflow.fidelity_types import Fidelity
 from worldflow.generate import edit, generate
 from worldflow.index import SplitRule
+from worldflow.monitor import Monitor
 from worldflow.recipes import TrainConfig, world_config
 from worldflow.score import EpisodeScores, score
 from worldflow.shipped import worlds
@@ -35,6 +36,7 @@ __all__ = [
     "EvaluateConfig",
     "Fidelity",
     "LogProb",
+    "Monitor",
     "SplitRule",
     "TextEmbedding",
     "TextEncoder",

@@ -1,116 +1,45 @@
 """Alarms at a promised rate of false ones: split-conformal calibration on normal episodes.
 
-Half of the normal episodes say what is usual. For each statistic `j` of a transition, higher for more anomalous,
+Half of the normal episodes say what is usual: from their statistics a combination is learned (`worldflow.combination`)
+that makes one number of them. The other half ranks what is new, for each statistic and for the combination,
 
-    s_j(v) = -log p_j(v) + max(v - max_j, 0) / beta_j,    p_j(v) = (1 + #{usual values >= v}) / (n + 1)
+    p(v) = (1 + sum_i w_i [v_i >= v]) / (1 + sum_i w_i)
 
-is how surprising a value `v` is in nats: the log of its conformal rank, continued beyond the highest usual value
-`max_j` by an exponential tail whose scale `beta_j` is the mean excess over the 90 % quantile. A transition's surprise
-is the highest of its statistics'. The other half of the normal episodes turns that maximum into a p-value by its own
-rank, so the promise holds for all statistics together, whatever their dependence; nothing rests on the tail's form.
+over its transitions `i`, so the promise holds for all statistics together, whatever their dependence and however well
+the combination fits.
 
-What is promised: if normal transitions are exchangeable, a normal one rings with probability of at most
+What is promised. If normal transitions are exchangeable (`w_i = 1`), a normal one rings with probability of at most
 `false_alarm_rate`. Within an episode they are not independent: then the rate holds on average over episodes as the
-number of calibration episodes grows. The alarm of an episode ranks its highest surprise among whole episodes, which
-need to be exchangeable with each other only, so it holds with few of them too.
+number of calibration episodes grows, and may be missed by far with few. With `is_strict`, a transition of an episode of
+`n` weighs `1 / n`, and the promise holds for the transitions of any new episode that is exchangeable with the normal
+ones, however they depend on each other; it takes `1 / false_alarm_rate` episodes in each half to ring at all. The
+alarms of an episode rank its highest number, and its highest drift, among whole episodes, so they hold with few of
+them, too: each rings at any time within a normal episode with probability of at most `episode_false_alarm_rate`.
+
+Drift: normal scores of every statistic are added up by CUSUM (`worldflow.drift`), in units of the usual peak.
 
 Reference:
     Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005; Bates et al., "Testing for outliers with
-    conformal p-values", 2023, arXiv 2104.08279.
+    conformal p-values", 2023, arXiv 2104.08279; Lee, Barber, Willett, "Distribution-free inference with hierarchical
+    data", 2023, arXiv 2306.06342, for weights by episode.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from worldflow.detection import trailing_mean
-from worldflow.score import EpisodeScores, score
+from worldflow.combination import COMBINATIONS, CombinationName
+from worldflow.detector import STATISTICS, Alarms, Detector, statistic_matrix, statistic_values
+from worldflow.hints import did_you_mean
+from worldflow.score import score
+from worldflow.score_types import EpisodeScores
 from worldflow.world import WorldModel
 
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int64
-
 __all__ = ["STATISTICS", "Alarms", "Detector", "calibrate", "calibrate_scores"]
-
-STATISTICS = {
-    "frame_unlikely": "NLL of the frame: it is nowhere where the world expected it",
-    "frame_too_likely": "log-likelihood of the frame: it holds less than the world expected",
-    "frame_mean_unlikely": "as frame_unlikely, averaged over the last eight transitions",
-    "frame_mean_too_likely": "as frame_too_likely, averaged over the last eight transitions",
-    "action": "log p(x | past) - log p(x | past, a): the frame does not follow from the action",
-    "reward": "NLL of the reward",
-    "terminated": "NLL of the termination, or of its absence",
-    "reconstruction": "error of the codec's round trip: the frame does not look like one",
-}
-"""What an alarm may rest on."""
-TAIL = 0.9
-
-
-@dataclass(frozen=True, kw_only=True)
-class Alarms:
-    """What a detector says about one episode.
-
-    Args:
-        transition: Whether each transition rings.
-        p_value: Of each transition, all statistics together: uniform or higher under normal conditions.
-        statistic: Index in `STATISTICS` of the one that is the most surprising.
-        surprise: Of each statistic, in its order, nats.
-        episode: Whether the whole episode rings.
-        episode_p_value: Of the whole episode.
-    """
-
-    transition: Bool[np.ndarray, " time"]
-    p_value: Float[np.ndarray, " time"]
-    statistic: Int64[np.ndarray, " time"]
-    surprise: Float[np.ndarray, "statistic time"]
-    episode: bool
-    episode_p_value: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Detector:
-    """Tells anomalous transitions and episodes from their scores; made by `calibrate`.
-
-    Args:
-        usual: Sorted values of each statistic on the first half of the normal episodes.
-        surprises: Sorted surprises of the transitions of the second half.
-        episode_surprises: Sorted highest surprises of its episodes.
-        false_alarm_rate: Promised for transitions.
-        episode_false_alarm_rate: Promised for episodes.
-    """
-
-    usual: Mapping[str, Float[np.ndarray, " value"]]
-    surprises: Float[np.ndarray, " transition"]
-    episode_surprises: Float[np.ndarray, " episode"]
-    false_alarm_rate: float
-    episode_false_alarm_rate: float
-
-    def __call__(self, scores: Sequence[EpisodeScores]) -> list[Alarms]:
-        """Judge episodes.
-
-        Args:
-            scores: What `worldflow.score` returned for them, with the same `num_draws` as in calibration.
-        """
-        return [self._judge(episode) for episode in scores]
-
-    def _judge(self, scores: EpisodeScores) -> Alarms:
-        surprise = _surprises(self.usual, scores)
-        p_value = _p_values(self.surprises, surprise.max(0))
-        episode_p_value = float(_p_values(self.episode_surprises, np.array([surprise.max()]))[0])
-        return Alarms(
-            transition=p_value <= self.false_alarm_rate,
-            p_value=p_value,
-            statistic=surprise.argmax(0),
-            surprise=surprise,
-            episode=episode_p_value <= self.episode_false_alarm_rate,
-            episode_p_value=episode_p_value,
-        )
 
 
 def calibrate(
@@ -119,8 +48,11 @@ def calibrate(
     *,
     false_alarm_rate: float = 0.01,
     episode_false_alarm_rate: float = 0.1,
+    combination: CombinationName = "highest",
+    is_strict: bool = False,
     num_draws: int = 1,
     seed: int = 1,
+    pixels: bool = True,
     progress: bool = True,
 ) -> Detector:
     """Learn from normal episodes when to ring.
@@ -130,8 +62,11 @@ def calibrate(
         normal_episodes: Episodes without anomalies that the world was not trained on, as `worldflow.score` takes them.
         false_alarm_rate: Share of normal transitions that may ring.
         episode_false_alarm_rate: Share of normal episodes that may ring.
+        combination: How statistics are combined, see `worldflow.combination`.
+        is_strict: Keep the promise for transitions whatever their dependence; needs many episodes.
         num_draws: Draws of the codes' noise that are averaged; score with as many.
         seed: Of the noise; another one than the scored episodes', whose noise must not be the calibration's.
+        pixels: Whether to use the bound on pixels, too; scores must then have it.
         progress: Show a progress bar.
 
     Raises:
@@ -141,82 +76,84 @@ def calibrate(
         >>> detector = wf.calibrate(world, "data/normal", false_alarm_rate=0.01)   # doctest: +SKIP
         >>> alarms = detector(wf.score(world, "data/test"))                        # doctest: +SKIP
     """
-    _checked_rates(false_alarm_rate=false_alarm_rate, episode_false_alarm_rate=episode_false_alarm_rate)
+    _checked_options(combination, false_alarm_rate=false_alarm_rate, episode_false_alarm_rate=episode_false_alarm_rate)
     return calibrate_scores(
-        score(world, normal_episodes, num_draws=num_draws, seed=seed, progress=progress),
+        score(world, normal_episodes, num_draws=num_draws, seed=seed, pixels=pixels, progress=progress),
         false_alarm_rate=false_alarm_rate,
         episode_false_alarm_rate=episode_false_alarm_rate,
+        combination=combination,
+        is_strict=is_strict,
     )
 
 
 def calibrate_scores(
-    scores: Sequence[EpisodeScores], *, false_alarm_rate: float = 0.01, episode_false_alarm_rate: float = 0.1
+    scores: Sequence[EpisodeScores],
+    *,
+    false_alarm_rate: float = 0.01,
+    episode_false_alarm_rate: float = 0.1,
+    combination: CombinationName = "highest",
+    is_strict: bool = False,
 ) -> Detector:
     """As `calibrate`, from scores of normal episodes.
 
     Raises:
-        ValueError: If there are too few for the rates.
+        ValueError: If there are too few for the rates, or they are not all of one world and as many draws.
     """
-    _checked_rates(false_alarm_rate=false_alarm_rate, episode_false_alarm_rate=episode_false_alarm_rate)
+    _checked_options(combination, false_alarm_rate=false_alarm_rate, episode_false_alarm_rate=episode_false_alarm_rate)
+    if len({(s.world, s.num_draws) for s in scores}) > 1:
+        raise ValueError(
+            "normal episodes must be scored by one world with as many draws of the noise; score them again"
+        )
     first, second = scores[::2], scores[1::2]
-    num_transitions = sum(map(len, second))
-    for found, rate, what in (
-        (len(second), episode_false_alarm_rate, "episode"),
-        (num_transitions, false_alarm_rate, "transition"),
-    ):
-        needed = math.ceil(1 / rate - 1e-9) - 1  # with fewer, even the most surprising one has a p-value above the rate
-        if found < needed:
-            option = "false_alarm_rate" if what == "transition" else "episode_false_alarm_rate"
-            given = f"{sum(map(len, scores))} transitions in {len(scores)} episodes"
-            raise ValueError(
-                f"{option} {rate:g} needs at least {2 * needed} normal {what}s, half of them in every second episode, "
-                f"got {given}; record more or raise the rate"
-            )
-    values = [_statistics(episode) for episode in first]
-    usual = {name: np.sort(np.concatenate([v[name] for v in values])) for name in STATISTICS}
-    surprises = [_surprises(usual, episode).max(0) for episode in second]
+    _check_enough(scores, second, false_alarm_rate, episode_false_alarm_rate, is_strict=is_strict)
+    names = tuple(name for name in STATISTICS if all(name in statistic_values(s, recent=np.empty(0)) for s in scores))
+
+    def gathered(half: Sequence[EpisodeScores]) -> tuple[np.ndarray, np.ndarray]:
+        values = np.concatenate([statistic_matrix(s, names, recent=np.empty(0)) for s in half], axis=1)
+        return values, np.array([len(s) for s in half])
+
+    usual, usual_lengths = gathered(first)
+    normal, normal_lengths = gathered(second)
     return Detector(
+        statistics=names,
+        combination=combination,
         usual=usual,
-        surprises=np.sort(np.concatenate(surprises)),
-        episode_surprises=np.sort([s.max() for s in surprises]),
+        usual_lengths=usual_lengths,
+        normal=normal,
+        normal_lengths=normal_lengths,
         false_alarm_rate=false_alarm_rate,
         episode_false_alarm_rate=episode_false_alarm_rate,
+        is_strict=is_strict,
+        num_draws=scores[0].num_draws,
+        world=scores[0].world,
     )
 
 
-def _checked_rates(**rates: float) -> None:
+def _checked_options(combination: str, **rates: float) -> None:
+    if combination not in COMBINATIONS:
+        raise ValueError(f"unknown combination {combination!r}{did_you_mean(combination, COMBINATIONS)}")
     for name, rate in rates.items():
         if not 0 < rate < 1:
             raise ValueError(f"{name} must be between 0 and 1, got {rate}")
 
 
-def _statistics(scores: EpisodeScores) -> dict[str, np.ndarray]:
-    mean = trailing_mean(scores.above_floor)
-    return {
-        "frame_unlikely": scores.above_floor,
-        "frame_too_likely": -scores.above_floor,
-        "frame_mean_unlikely": mean,
-        "frame_mean_too_likely": -mean,
-        "action": -scores.action_ratio,
-        "reward": -scores.reward,
-        "terminated": -scores.terminated,
-        "reconstruction": scores.reconstruction,
-    }
-
-
-def _surprises(usual: Mapping[str, np.ndarray], scores: EpisodeScores) -> np.ndarray:
-    """Surprise of each statistic and transition, `(statistic, time)`."""
-    values = _statistics(scores)
-    return np.stack([_surprise(usual[name], values[name]) for name in STATISTICS])
-
-
-def _surprise(usual: np.ndarray, values: np.ndarray) -> np.ndarray:
-    tail = usual[int(TAIL * len(usual)) :]
-    scale = max(float(tail.mean() - tail[0]), 1e-9 * max(1.0, abs(float(tail[-1]))))  # a constant has no tail
-    return -np.log(_p_values(usual, values)) + np.maximum(values - usual[-1], 0.0) / scale
-
-
-def _p_values(usual: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Conformal p-values of values among sorted usual ones: small where few usual ones are as high."""
-    above = len(usual) - np.searchsorted(usual, values, side="left")
-    return (1 + above) / (len(usual) + 1)
+def _check_enough(
+    scores: Sequence[EpisodeScores],
+    second: Sequence[EpisodeScores],
+    rate: float,
+    episode_rate: float,
+    *,
+    is_strict: bool,
+) -> None:
+    ranked = len(second) if is_strict else sum(map(len, second))
+    for found, promised, option, what in (
+        (len(second), episode_rate, "episode_false_alarm_rate", "episode"),
+        (ranked, rate, "false_alarm_rate", "episode" if is_strict else "transition"),
+    ):
+        needed = math.ceil(1 / promised - 1e-9) - 1  # with fewer, even the most surprising one has a p-value above it
+        if found < needed:
+            given = f"{sum(map(len, scores))} transitions in {len(scores)} episodes"
+            raise ValueError(
+                f"{option} {promised:g} needs at least {2 * needed} normal {what}s, half of them in every second "
+                f"episode, got {given}; record more or raise the rate"
+            )

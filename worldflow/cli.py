@@ -1,8 +1,9 @@
 """The command line: `worldflow collect | train | generate | evaluate | score | plan | ship | demo | bench | images`.
 
 Each command is one dataclass, whose fields are its options and their docstrings its help. A command that cannot do what
-it was asked says why in one line on stderr and ends with 1; one that was not understood, with 2; an interrupted one,
-with 130. Results go to stdout, as JSON with `--json`; everything else goes to stderr.
+it was asked says why in one line on stderr and ends with 1; one that was not understood, with 2; `score
+--fail-on-alarm`, where there was an alarm, with 3; an interrupted one, with 130. Results go to stdout, as JSON with
+`--json`; everything else goes to stderr.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -38,7 +38,7 @@ from worldflow.image_commands import SampleImages, TrainImages
 from worldflow.log import read_log
 from worldflow.long_video import DriftBench
 from worldflow.recipes import TrainConfig
-from worldflow.score import EpisodeScores, score, write_csv
+from worldflow.score_command import Alarmed, Score
 from worldflow.train import train
 from worldflow.video import beside as side_by_side
 from worldflow.video import film_strip, save_png, write_video
@@ -73,9 +73,10 @@ class Collect:
     max_steps: int | None = None
     """Steps after which an episode is cut off; by default the environment's own limit, or 1000."""
     anomaly: str | None = None
-    """Make this anomaly in every episode and label it: gravity, actuator_gain, teleport, sensor_noise, frozen_frame."""
-    strength: float | None = None
-    """How strong an anomaly; each has its own default and unit."""
+    """Make this anomaly in every episode and label it: gravity, teleport, blur, action_delay and others; a wrong name
+    lists them."""
+    strength: float | Literal["weak", "middle", "strong"] | None = None
+    """How strong an anomaly: a number in its own unit, or weak, middle (the default) or strong."""
     env_args: str = "{}"
     """Further arguments of the environment, as a JSON object."""
     append: bool = False
@@ -240,43 +241,6 @@ class Generate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
-    """Score recorded episodes by their exact likelihood under a learned world."""
-
-    run: Positional[Annotated[str, arg(metavar="RUN")]]
-    """Folder of the run, as `worldflow train --out` wrote it."""
-    dataset: Positional[Annotated[str, arg(metavar="DATASET")]]
-    """Folder of the data set."""
-    out: str | None = None
-    """CSV file for the scores, a row a transition; without it, averages are printed only."""
-    draws: int = 1
-    """Draws of the codes' noise to average over; more of them make scores less noisy."""
-    seed: int = 0
-    """Of the noise: the same seed gives the same scores."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a GPU if there is one."""
-    json: bool = False
-    """Print the averages of each episode as JSON."""
-
-    def __call__(self) -> dict[str, Any]:
-        """Score."""
-        if self.out is not None and Path(self.out).is_dir():
-            raise IsADirectoryError(f"--out must name a file to write, got the folder {self.out}")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("there is no GPU that torch can use; leave --device out or give cpu")
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
-        dataset = Dataset(self.dataset)
-        scores = score(load(self.run, device=device), dataset, num_draws=self.draws, seed=self.seed)
-        result: dict[str, Any] = {"episodes": len(scores), "transitions": sum(map(len, scores))}
-        if self.out is not None:
-            result["scores"] = str(write_csv(scores, self.out))
-        result["mean"] = _means(scores)
-        if self.json:
-            result["by_episode"] = [_means([episode]) for episode in scores]
-        return result
-
-
-@dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Measure how faithful a learned world is, on held-out episodes, beside its baselines."""
 
@@ -373,7 +337,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Its words; the program's own by default.
 
     Returns:
-        The exit status: 0, 1 for a failure, 2 for a command that was not understood, 130 for an interrupt.
+        The exit status: 0, 1 for a failure, 2 for a command that was not understood, 3 for an alarm that was to fail,
+        130 for an interrupt.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     is_debugging = "--debug" in words or os.environ.get("WORLDFLOW_DEBUG", "0") not in ("", "0")
@@ -413,7 +378,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_warning
             if is_json:  # whatever it prints on the way is not the result
                 stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-            result = command()
+            try:
+                result, status = command(), 0
+            except Alarmed as alarm:
+                result, status = alarm.result, 3
         if result is not None:
             _print_result(result, json=is_json)
     except SystemExit as error:  # tyro's: it has printed the help or what was wrong
@@ -438,7 +406,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(
             f"{type(error).__name__}: {error}; this is unexpected: run it with --debug and report what it shows"
         )
-    return 0
+    return status
 
 
 def _help() -> str:
@@ -485,11 +453,6 @@ def _json_object(text: str, option: str) -> dict[str, Any]:
         if isinstance(found, dict):
             return found
     raise ValueError(f"""{option} must be a JSON object such as '{{"render_mode": "rgb_array"}}', got {text!r}""")
-
-
-def _means(scores: Sequence[EpisodeScores]) -> dict[str, float]:
-    names = ("log_prob", "frame", "reward", "terminated", "above_floor", "action_ratio", "reconstruction")
-    return {name: float(np.concatenate([getattr(s, name) for s in scores]).mean()) for name in names}
 
 
 def _print_result(result: Mapping[str, Any], *, json: bool) -> None:

@@ -168,6 +168,13 @@ class Dataset:
             )
         return episode.actions, episode.rewards
 
+    def info(self, number: int, name: str) -> np.ndarray | None:
+        """Read one entry of an episode's infos, a row a frame; None where it has none of this name."""
+        with self._reading(self._number(number)) as group:
+            if "infos" not in group or name not in group["infos"]:
+                return None
+            return np.asarray(_tree(group["infos"][name]))
+
     def frames(self, number: int, start: int, stop: int) -> UInt8[np.ndarray, "time row column channel"]:
         """Read frames `start .. stop - 1` of an episode, which has one frame more than transitions."""
         if not 0 <= start < stop <= self.lengths[number] + 1:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["DemoConfig", "demo"]
 
 POLICY = "worldflow.envs.policies:PendulumSwayer"
+SHOWN = ("gravity", "actuator_gain", "teleport", "sensor_noise", "frozen_frame")
+"""One anomaly of each sort, of the twenty that there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,7 @@ def demo(config: DemoConfig | None = None) -> Path:
             ]
             for name, env in _scored_environments(config.env).items()
         }
-        scores = {name: score(world, recorded, progress=False) for name, recorded in episodes.items()}
+        scores = {name: score(world, recorded, pixels=False, progress=False) for name, recorded in episodes.items()}
         table = detection_table(scores, episodes, normal="normal")
     with stages("report", "figures and moving pictures"):
         summary = _summary(config, rollouts, table, speed, dataset)
@@ -154,11 +156,11 @@ def _clear_earlier_demo(out: Path) -> None:
 
 
 def _scored_environments(env_id: str) -> dict[str, Any]:
-    from worldflow.envs import ANOMALIES, Perturb
+    from worldflow.envs import Perturb
     from worldflow.envs.collect import make_pixel_env
 
     made = {"normal": make_pixel_env(env_id)}
-    for name in ANOMALIES:
+    for name in SHOWN:
         made[name] = Perturb(make_pixel_env(env_id), name)
     return made
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Float, Shaped, UInt8
 
-__all__ = ["LEAST_STD", "Elbo", "elbo", "log_mass", "pixel_std"]
+__all__ = ["LEAST_STD", "Elbo", "elbo", "log_mass", "noise_entropy", "pixel_log_prob", "pixel_std"]
 
 LEAST_STD = 0.2
 """Gray levels below which a Gaussian is narrower than a level can tell."""
@@ -119,23 +119,45 @@ def elbo(
     if not std > 0:
         raise ValueError(f"std must be above 0 gray levels, got {std}")
     frames, actions = torch.as_tensor(frames), torch.as_tensor(actions)
-    codes, noise_std = world.codes(frames), world.config.codec.noise_std
-    levels = _levels(world, frames[:, 1:].flatten(0, 1))
+    codes = world.codes(frames)
+    shown = frames[:, 1:].flatten(0, 1)
     pixels, latents = 0.0, 0.0
     for _ in range(draws):
         x = world.with_noise(codes, generator=generator)
         latents = latents + world.log_prob_latents(x, actions, codes=codes, text=text).frame
-        decoded = _decoded(world, x[:, 1:].flatten(0, 1))
-        pixels = pixels + log_mass(levels, decoded, std).sum((-3, -2, -1)).unflatten(0, latents.shape)
+        pixels = pixels + pixel_log_prob(world, shown, x[:, 1:].flatten(0, 1), std=std).unflatten(0, latents.shape)
     assert isinstance(pixels, Tensor) and isinstance(latents, Tensor)
-    dim = world.config.flow.frame_dim
     return Elbo(
         pixels=pixels / draws,
         latents=latents / draws,
-        entropy=dim * (math.log(noise_std) + 0.5 * math.log(2 * math.pi) + 0.5),
-        num_values=levels[0].numel(),
+        entropy=noise_entropy(world),
+        num_values=math.prod(world.config.data.frame_shape),
         pixel_std=std,
     )
+
+
+@torch.no_grad()
+def pixel_log_prob(
+    world: WorldModel,
+    frames: UInt8[Tensor, "frame row column channel"],
+    x: Float[Tensor, "frame token latent"],
+    *,
+    std: float,
+) -> Float[Tensor, " frame"]:
+    """`log P(o | x~)` of frames given their noisy codes, in nats.
+
+    Args:
+        world: The world.
+        frames: Recorded frames.
+        x: Their noisy codes.
+        std: Gray levels that decoded frames are taken to be off by.
+    """
+    return log_mass(_levels(world, frames), _decoded(world, x), std).sum((-3, -2, -1))
+
+
+def noise_entropy(world: WorldModel) -> float:
+    """Entropy of a frame's noise in nats, `-E log q`: what the bound gets back for it."""
+    return world.config.flow.frame_dim * world.noise_floor
 
 
 def _levels(world: WorldModel, frames: Tensor) -> Float[Tensor, "frame channel row column"]:

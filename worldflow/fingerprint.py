@@ -1,4 +1,4 @@
-"""Which episodes these are: short hashes that tell whether a cache is stale, or whether two splits share an episode.
+"""Which episodes, or which world, these are: short hashes that tell whether what was made of them is stale.
 
 An episode's hash covers its actions, its rewards, and its first and last frame, with their shapes and types. The frames
 between follow from these in any simulator, and reading two frames instead of all makes hashing a thousand episodes a
@@ -8,7 +8,9 @@ matter of seconds. What it cannot see is an edit that leaves all of that alone: 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,8 +18,9 @@ import numpy as np
 if TYPE_CHECKING:
     from worldflow.data import Dataset, Split
     from worldflow.types import Episode
+    from worldflow.world import WorldModel
 
-__all__ = ["episode_hash", "episode_hashes", "fingerprint"]
+__all__ = ["episode_hash", "episode_hashes", "fingerprint", "world_fingerprint"]
 
 
 def episode_hash(episode: Episode) -> str:
@@ -73,6 +76,22 @@ def fingerprint(dataset: Dataset, split: Split = "all") -> str:
         ValueError: If the split does not exist, or the file is damaged.
     """
     return hashlib.blake2b(" ".join(episode_hashes(dataset, split)).encode(), digest_size=8).hexdigest()
+
+
+def world_fingerprint(world: WorldModel) -> str:
+    """One hash for a world: it changes with any weight, statistic or size, but not with the device.
+
+    Args:
+        world: The world.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    config = json.dumps(dataclasses.asdict(world.config), sort_keys=True)
+    parts = [np.frombuffer(config.encode(), np.uint8)]
+    for name, tensor in sorted(world.state_dict().items()):
+        parts += [np.frombuffer(name.encode(), np.uint8), tensor.detach().cpu().double().numpy()]
+    return _hash(*parts)
 
 
 def _hash(*arrays: np.ndarray) -> str:

@@ -1,0 +1,173 @@
+"""Many statistics of a transition in one number, learned from normal transitions alone.
+
+Each way is fitted to the values that normal transitions have, `(statistic, transition)`, and maps the values of others
+to how odd they are: the higher, the odder. None of the numbers means anything by itself; `worldflow.calibrate` ranks
+them among normal ones. Which way is best depends on what goes wrong: `worldflow.comparison` holds them side by side.
+
+    highest      the most surprising statistic: max_j s_j, see `surprise`
+    copula       Gaussian copula: g' R^-1 g, with g_j the normal score of statistic j by rank, R their correlation
+    mahalanobis  (v - m)' S^-1 (v - m), of values as they are
+    forest       how soon random cuts set the transition apart (scikit-learn's IsolationForest)
+
+A statistic that is another one's negative tells the two-sided ways nothing and is left out there.
+
+Reference: Liu, Ting, Zhou, "Isolation Forest", 2008; Ledoit and Wolf, 2004, for why covariances are shrunk.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
+
+import numpy as np
+import torch
+
+from worldflow.hints import did_you_mean
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["COMBINATIONS", "Combination", "CombinationName", "fit_combination", "normal_score", "surprise"]
+
+CombinationName = Literal["highest", "copula", "mahalanobis", "forest"]
+COMBINATIONS: tuple[CombinationName, ...] = get_args(CombinationName)
+TAIL = 0.9
+"""Share of usual values below the tail that is continued beyond the highest."""
+SHRINKAGE = 0.05
+"""How far covariances are drawn to their diagonal."""
+
+
+class Combination(Protocol):
+    """How odd transitions are."""
+
+    def __call__(self, values: Float[np.ndarray, "statistic time"]) -> Float[np.ndarray, " time"]:
+        """One number a transition, higher for odder."""
+        ...
+
+
+def fit_combination(name: CombinationName, usual: Float[np.ndarray, "statistic transition"]) -> Combination:
+    """Learn from normal transitions how to combine statistics.
+
+    Args:
+        name: The way.
+        usual: Values of normal transitions, each statistic higher for more anomalous.
+
+    Raises:
+        ValueError: If there is no such way.
+        ImportError: If the forest is asked for and scikit-learn is not installed.
+    """
+    match name:
+        case "highest":
+            return _Highest(usual)
+        case "copula":
+            return _Copula(usual)
+        case "mahalanobis":
+            return _Mahalanobis(usual)
+        case "forest":
+            return _Forest(usual)
+    raise ValueError(f"unknown combination {name!r}{did_you_mean(name, COMBINATIONS)}")
+
+
+def surprise(usual: Float[np.ndarray, " transition"], values: Float[np.ndarray, " time"]) -> Float[np.ndarray, " time"]:
+    """How surprising values are in nats: minus the log of their rank among usual ones, continued beyond the highest.
+
+        s(v) = -log p(v) + max(v - max, 0) / beta,    p(v) = (1 + #{usual values >= v}) / (n + 1)
+
+    with `beta` the mean excess over the 90 % quantile: an exponential tail.
+
+    Args:
+        usual: Usual values, sorted.
+        values: Others.
+    """
+    tail = usual[int(TAIL * len(usual)) :]
+    scale = max(float(tail.mean() - tail[0]), 1e-9 * max(1.0, abs(float(tail[-1]))))  # a constant has no tail
+    above = len(usual) - np.searchsorted(usual, values, side="left")
+    return -np.log((1 + above) / (len(usual) + 1)) + np.maximum(values - usual[-1], 0.0) / scale
+
+
+def normal_score(nats: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """The value that a standard normal variable exceeds with probability `exp(-nats)`, however small that is.
+
+    By Newton's method on the logarithm of the tail, which is concave, so that it converges from anywhere.
+    """
+    log_p = -torch.from_numpy(np.maximum(nats, 1e-12)).double()
+    score = torch.where(log_p < -1, (-2 * log_p).clamp(min=0).sqrt(), torch.special.ndtri(-torch.expm1(log_p)))
+    for _ in range(6):
+        tail = torch.special.log_ndtr(-score)
+        slope = (-0.5 * (score.square() + np.log(2 * np.pi)) - tail).exp()  # minus the tail's derivative
+        score = score + (tail - log_p) / slope
+    return score.numpy()
+
+
+class _Highest:
+    def __init__(self, usual: np.ndarray) -> None:
+        self.usual = np.sort(usual, axis=1)
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        return np.max([surprise(u, v) for u, v in zip(self.usual, values, strict=True)], axis=0)
+
+
+class _Copula:
+    def __init__(self, usual: np.ndarray) -> None:
+        self.kept = _kept(usual)
+        self.up = np.sort(usual[self.kept], axis=1)
+        scores = self._scores(usual)
+        self.precision = np.linalg.inv(_shrunk(scores @ scores.T / scores.shape[1]))
+
+    def _scores(self, values: np.ndarray) -> np.ndarray:
+        """Normal scores by rank, from the nearer end; what is tied with half of all has none."""
+        rows = []
+        for up, value in zip(self.up, values[self.kept], strict=True):
+            high, low = surprise(up, value), surprise(-up[::-1], -value)
+            side = np.where(high > low, 1.0, -1.0)
+            rows.append(side * normal_score(np.maximum(np.maximum(high, low), np.log(2))))
+        return np.stack(rows)
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        return _squared(self._scores(values), self.precision)
+
+
+class _Mahalanobis:
+    def __init__(self, usual: np.ndarray) -> None:
+        self.kept = _kept(usual)
+        usual = usual[self.kept]
+        self.mean = usual.mean(1, keepdims=True)
+        scale = usual.std(1, keepdims=True)
+        self.scale = np.maximum(scale, 1e-9 * np.maximum(1.0, np.abs(self.mean)))
+        standard = (usual - self.mean) / self.scale
+        self.precision = np.linalg.inv(_shrunk(standard @ standard.T / standard.shape[1]))
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        return _squared((values[self.kept] - self.mean) / self.scale, self.precision)
+
+
+class _Forest:
+    def __init__(self, usual: np.ndarray) -> None:
+        try:
+            from sklearn.ensemble import IsolationForest
+        except ImportError as error:
+            raise ImportError(
+                "the forest needs scikit-learn: pip install 'worldflow[bench]', or choose another combination"
+            ) from error
+        self.forest = IsolationForest(n_estimators=100, random_state=0)
+        self.forest.set_params(max_samples=min(256, usual.shape[1])).fit(usual.T)
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        return -self.forest.score_samples(values.T)
+
+
+def _kept(usual: np.ndarray) -> list[int]:
+    """Rows that are no earlier row's negative."""
+    kept: list[int] = []
+    for row in range(len(usual)):
+        if not any(np.array_equal(usual[row], -usual[other]) and usual[row].any() for other in kept):
+            kept.append(row)
+    return kept
+
+
+def _shrunk(covariance: np.ndarray) -> np.ndarray:
+    diagonal = np.diag(np.maximum(np.diag(covariance), 1e-6))  # a constant has none, and may not vary
+    return (1 - SHRINKAGE) * covariance + SHRINKAGE * diagonal
+
+
+def _squared(values: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    return np.einsum("jt,jk,kt->t", values, precision, values)

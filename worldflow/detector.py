@@ -1,0 +1,356 @@
+"""Detectors: what scores are held against, and the alarms that come of it.
+
+Made by `worldflow.calibrate`, which says what is promised; stored in one file, with the fingerprint of the world whose
+scores they are about.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+from zipfile import BadZipFile
+
+import numpy as np
+
+from worldflow.atomic import replacing
+from worldflow.combination import Combination, CombinationName, fit_combination, normal_score, surprise
+from worldflow.conformal import Ranks, peaks
+from worldflow.detection import SMOOTHING, trailing_mean
+from worldflow.drift import cusum
+from worldflow.fingerprint import world_fingerprint
+from worldflow.score_types import EpisodeScores
+from worldflow.world import WorldModel
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int64
+
+__all__ = ["STATISTICS", "Alarms", "Detector", "Thresholds", "Watch", "statistic_matrix", "statistic_values"]
+
+STATISTICS = {
+    "frame_unlikely": "NLL of the frame: it is nowhere where the world expected it",
+    "frame_too_likely": "log-likelihood of the frame: it holds less than the world expected",
+    "frame_mean_unlikely": "as frame_unlikely, averaged over the last eight transitions",
+    "frame_mean_too_likely": "as frame_too_likely, averaged over the last eight transitions",
+    "atypical_unlikely": "typicality: eight transitions were less likely than the world's own samples are",
+    "atypical_too_likely": "typicality, negative: they were more likely than those",
+    "action": "log p(x | past) - log p(x | past, a): the frame does not follow from the action",
+    "context": "log p(x | last frame, a) - log p(x | past, a): the frame does not follow from the motion before",
+    "unsure": "predicted entropy: the world does not know what comes",
+    "normality": "the frame's noise is not white and Gaussian",
+    "noise_spatial": "the frame's noise is correlated in space, either way",
+    "noise_temporal": "the frame's noise is correlated with that of the frame before, either way",
+    "reward": "NLL of the reward",
+    "terminated": "NLL of the termination, or of its absence",
+    "reconstruction": "error of the codec's round trip: the frame does not look like one",
+    "pixels": "bound of the frame's bits: what codes leave out counts, too",
+    "score_norm": "norm of the denoiser's score: the frame lies off what it learned",
+}
+"""What an alarm may rest on."""
+FORMAT = 1
+ARRAYS = ("usual", "usual_lengths", "normal", "normal_lengths")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarms:
+    """What a detector says about one episode, or about one part of it, given what came before.
+
+    Args:
+        transition: Whether each transition rings.
+        p_value: Of each transition, all statistics together: uniform or higher under normal conditions.
+        statistic: Index in `names` of the one that is the most surprising.
+        names: The statistics, in order.
+        surprise: Of each statistic, nats.
+        statistic_p_value: Of each statistic by itself; it rings alone at or below the promised rate.
+        drift: Whether the drift up to each transition rings.
+        drift_p_value: Of the drift, among the peaks of normal episodes.
+        episode: Whether the episode has rung as a whole up to its last transition.
+        episode_p_value: Of the whole episode up to there.
+    """
+
+    transition: Bool[np.ndarray, " time"]
+    p_value: Float[np.ndarray, " time"]
+    statistic: Int64[np.ndarray, " time"]
+    names: tuple[str, ...]
+    surprise: Float[np.ndarray, "statistic time"]
+    statistic_p_value: Float[np.ndarray, "statistic time"]
+    drift: Bool[np.ndarray, " time"]
+    drift_p_value: Float[np.ndarray, " time"]
+    episode: bool
+    episode_p_value: float
+
+    @property
+    def rings(self) -> bool:
+        """Whether the episode rings, as a whole or by drift."""
+        return self.episode or bool(self.drift.any())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """Values above which each statistic, and `"combination"`, rings."""
+
+    transition: Mapping[str, float]
+    episode: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detector:
+    """Tells anomalous transitions and episodes from their scores; made by `calibrate`.
+
+    Args:
+        statistics: Names in `STATISTICS` of what it rests on.
+        combination: How they are combined.
+        usual: Values of each statistic on the first half of the normal episodes, in order.
+        usual_lengths: Transitions of those episodes.
+        normal: The same of the second half.
+        normal_lengths: Transitions of those.
+        false_alarm_rate: Promised for transitions.
+        episode_false_alarm_rate: Promised for episodes.
+        is_strict: Whether transitions are weighed by episode.
+        num_draws: Draws of the noise that scores must have been averaged over.
+        world: Fingerprint of the world whose scores it judges; empty where it is not known.
+    """
+
+    statistics: tuple[str, ...]
+    combination: CombinationName
+    usual: Float[np.ndarray, "statistic transition"]
+    usual_lengths: Int64[np.ndarray, " episode"]
+    normal: Float[np.ndarray, "statistic transition"]
+    normal_lengths: Int64[np.ndarray, " episode"]
+    false_alarm_rate: float
+    episode_false_alarm_rate: float
+    is_strict: bool = False
+    num_draws: int = 1
+    world: str = ""
+
+    def __call__(self, scores: Sequence[EpisodeScores]) -> list[Alarms]:
+        """Judge episodes.
+
+        Args:
+            scores: What `worldflow.score` returned for them.
+
+        Raises:
+            ValueError: If they are another world's, of other draws, or lack a statistic.
+        """
+        return [Watch(self)(episode) for episode in scores]
+
+    def oddness(self, scores: EpisodeScores) -> Float[np.ndarray, " time"]:
+        """The combination's number of every transition: what p-values rank."""
+        return self._combine(statistic_matrix(scores, self.statistics, recent=np.empty(0)))
+
+    @cached_property
+    def thresholds(self) -> Thresholds:
+        """Values above which statistics ring."""
+        names = (*self.statistics, "combination")
+        bounds = [r.threshold(self.false_alarm_rate) for r in self._ranks]
+        highest = [r.threshold(self.episode_false_alarm_rate) for r in self._peak_ranks]
+        return Thresholds(
+            transition=dict(zip(names, bounds, strict=True)), episode=dict(zip(names, highest, strict=True))
+        )
+
+    def check(self, world: str, *, num_draws: int) -> None:
+        """Refuse what this detector was not made for.
+
+        Args:
+            world: Fingerprint of the world that scored; empty where it is not known.
+            num_draws: Draws of the noise.
+
+        Raises:
+            ValueError: If either differs.
+        """
+        if world and self.world and world != self.world:
+            raise ValueError(
+                f"this detector belongs to the world {self.world}, these scores are of the world {world}; "
+                "calibrate one for it"
+            )
+        if num_draws != self.num_draws:
+            raise ValueError(
+                f"this detector was calibrated on scores of {self.num_draws} draws of the noise, got {num_draws}; "
+                f"score with num_draws={self.num_draws}"
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the detector to a file, whole or not at all.
+
+        Args:
+            path: The file to make or replace, such as `detector.npz`.
+        """
+        plain = {
+            "format": FORMAT,
+            **{name: getattr(self, name) for name in ("statistics", "combination", "false_alarm_rate", "is_strict")},
+            **{name: getattr(self, name) for name in ("episode_false_alarm_rate", "num_draws", "world")},
+        }
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, about=np.array(json.dumps(plain)), **arrays)
+        return Path(path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], *, world: WorldModel | None = None) -> Detector:
+        """Read a detector that `save` wrote.
+
+        Args:
+            path: The file.
+            world: The world whose scores it is to judge; None leaves that to be checked when it judges.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it holds no detector, or one of another world.
+        """
+        try:
+            with Path(path).open("rb") as stored, np.load(stored) as file:
+                plain = json.loads(str(file["about"]))
+                arrays = {name: file[name] for name in ARRAYS}
+            if plain.pop("format") != FORMAT:
+                raise ValueError("it was written by another version")
+            detector = Detector(**{**plain, "statistics": tuple(plain["statistics"])}, **arrays)
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+            raise ValueError(f"cannot read a detector from {path}: {error}; calibrate again") from error
+        if world is not None:
+            detector.check(world_fingerprint(world), num_draws=detector.num_draws)
+        return detector
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _combine(self) -> Combination:
+        return fit_combination(self.combination, self.usual)
+
+    @cached_property
+    def _sorted(self) -> Float[np.ndarray, "statistic transition"]:
+        return np.sort(self.usual, axis=1)
+
+    @cached_property
+    def _all(self) -> Float[np.ndarray, "statistic+1 transition"]:
+        """Values of the second half, the combination's last."""
+        return np.concatenate((self.normal, self._combine(self.normal)[None]))
+
+    @cached_property
+    def _ranks(self) -> list[Ranks]:
+        weights = np.repeat(1.0 / self.normal_lengths, self.normal_lengths) if self.is_strict else None
+        return [Ranks(row, weights) for row in self._all]
+
+    @cached_property
+    def _peak_ranks(self) -> list[Ranks]:
+        return [Ranks(row) for row in peaks(self._all, self.normal_lengths)]
+
+    @cached_property
+    def _drift_scale(self) -> Float[np.ndarray, " statistic"]:
+        """Usual peaks of the cumulative sums, so that statistics with memory do not hide the others."""
+        return np.maximum(peaks(self._sums(self.usual, self.usual_lengths), self.usual_lengths).mean(1), 1.0)
+
+    @cached_property
+    def _drift_ranks(self) -> Ranks:
+        sums = self._sums(self.normal, self.normal_lengths) / self._drift_scale[:, None]
+        return Ranks(peaks(sums, self.normal_lengths).max(0))
+
+    def _surprises(self, values: np.ndarray) -> Float[np.ndarray, "statistic time"]:
+        return np.stack([surprise(u, v) for u, v in zip(self._sorted, values, strict=True)])
+
+    def _drifts(self, surprises: np.ndarray, start: np.ndarray | float) -> Float[np.ndarray, "statistic time"]:
+        # A single outlier is not a drift: no transition counts for more than three standard deviations.
+        return cusum(np.clip(normal_score(surprises), -3.0, 3.0), start=start)
+
+    def _sums(self, values: np.ndarray, lengths: np.ndarray) -> Float[np.ndarray, "statistic time"]:
+        parts = np.split(self._surprises(values), np.cumsum(lengths)[:-1], axis=1)
+        return np.concatenate([self._drifts(part, 0.0) for part in parts], axis=1)
+
+
+class Watch:
+    """Judges one episode as its scores come, some at a time; what it keeps does not grow.
+
+    Args:
+        detector: The detector.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        self.detector = detector
+        self._recent = np.empty(0)
+        self._sums: np.ndarray | float = 0.0
+        self._highest = -math.inf
+
+    def __call__(self, scores: EpisodeScores) -> Alarms:
+        """Judge the next transitions of the episode.
+
+        Args:
+            scores: Their scores.
+
+        Raises:
+            ValueError: If they are another world's, of other draws, or lack a statistic.
+        """
+        detector = self.detector
+        detector.check(scores.world, num_draws=scores.num_draws)
+        values = statistic_matrix(scores, detector.statistics, recent=self._recent)
+        self._recent = np.concatenate((self._recent, scores.above_floor))[-(SMOOTHING - 1) :]
+        surprises, combined = detector._surprises(values), detector._combine(values)
+        sums = detector._drifts(surprises, self._sums)
+        self._sums, self._highest = sums[:, -1], max(self._highest, float(combined.max()))
+        *alone, together = (r.p_value(v) for r, v in zip(detector._ranks, (*values, combined), strict=True))
+        episode = float(detector._peak_ranks[-1].p_value(np.array([self._highest]))[0])
+        drift = detector._drift_ranks.p_value((sums / detector._drift_scale[:, None]).max(0))
+        return Alarms(
+            transition=together <= detector.false_alarm_rate,
+            p_value=together,
+            statistic=surprises.argmax(0),
+            names=detector.statistics,
+            surprise=surprises,
+            statistic_p_value=np.stack(alone),
+            drift=drift <= detector.episode_false_alarm_rate,
+            drift_p_value=drift,
+            episode=episode <= detector.episode_false_alarm_rate,
+            episode_p_value=episode,
+        )
+
+
+def statistic_values(
+    scores: EpisodeScores, *, recent: Float[np.ndarray, " past"]
+) -> dict[str, Float[np.ndarray, " time"]]:
+    """Those of `STATISTICS` that scores have, each higher for more anomalous.
+
+    Args:
+        scores: Scores of an episode, or of a part of one.
+        recent: `above_floor` of the transitions before them.
+    """
+    mean = trailing_mean(np.concatenate((recent, scores.above_floor)))[len(recent) :]
+    values = {
+        "frame_unlikely": scores.above_floor,
+        "frame_too_likely": -scores.above_floor,
+        "frame_mean_unlikely": mean,
+        "frame_mean_too_likely": -mean,
+        "atypical_unlikely": scores.typicality,
+        "atypical_too_likely": -scores.typicality,
+        "action": -scores.action_ratio,
+        "context": -scores.context_ratio,
+        "unsure": scores.entropy,
+        "normality": scores.normality,
+        "noise_spatial": np.abs(scores.z_spatial),
+        "noise_temporal": np.abs(scores.z_temporal),
+        "reward": -scores.reward,
+        "terminated": -scores.terminated,
+        "reconstruction": scores.reconstruction,
+    }
+    for name, value in (("pixels", scores.pixel_bits), ("score_norm", scores.score_norm)):
+        if value is not None:
+            values[name] = value
+    return values
+
+
+def statistic_matrix(
+    scores: EpisodeScores, names: Sequence[str], *, recent: np.ndarray
+) -> Float[np.ndarray, "statistic time"]:
+    """Named statistics, row by row; as `statistic_values`.
+
+    Raises:
+        ValueError: If the scores lack one.
+    """
+    values = statistic_values(scores, recent=recent)
+    if missing := [name for name in names if name not in values]:
+        raise ValueError(f"these scores lack {', '.join(missing)}, which the detector rests on; score with pixels=True")
+    return np.stack([values[name] for name in names])
