@@ -142,7 +142,8 @@ class Refined(Generic[S]):
         B, N = starts.shape[:2]
         low, high = bounds(self.action)
         flat = starts.double().reshape(*starts.shape[:3], self.action.size)
-        scaled = (2 * flat - low - high) / (high - low)  # [-1, 1] between the bounds
+        width = (high - low).clamp(min=torch.finfo(torch.float64).tiny)  # a component may have no choice
+        scaled = (2 * flat - low - high) / width  # [-1, 1] between the bounds
         refined = torch.empty_like(scaled)
         together = max(1, self.max_rows // (N * self.num_samples))
         part = min(N, self.max_rows // self.num_samples)
@@ -152,7 +153,7 @@ class Refined(Generic[S]):
                 block = scaled[rows, n : n + part]
                 source = _one_each(generator, rows, block.shape[1] * self.num_samples)
                 refined[rows, n : n + part] = self._climb(state[rows], objective, block, source, first_row=b)
-        return to_actions((low + high + refined * (high - low)) / 2, self.action).to(starts.dtype)
+        return to_actions(((low + high + refined * (high - low)) / 2).clamp(low, high), self.action)
 
     def _climb(
         self, state: S, objective: Objective, start: Tensor, generator: Generators, *, first_row: int
@@ -164,8 +165,8 @@ class Refined(Generic[S]):
         origin = torch.arange(first_row, first_row + len(start))
         for step in range(1, self.num_steps + 1):
             x.requires_grad_()
-            actions = to_actions((low + high + x * (high - low)) / 2, self.action)
             with torch.enable_grad():
+                actions = to_actions((low + high + x * (high - low)) / 2, self.action)
                 values = rollout_values(
                     self.world, state, actions, objective, self.num_samples, _again(generator), origin=origin
                 )

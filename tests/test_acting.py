@@ -207,7 +207,7 @@ def test_the_command_keeps_what_it_played_and_says_what_is_wrong(
         assert captured.out == ""
         return captured.err
 
-    monkeypatch.setitem(gym.registry, "Glow-v0", EnvSpec("Glow-v0", entry_point=lambda **options: Glow(**options)))
+    monkeypatch.setitem(gym.registry, "Glow-v0", EnvSpec("Glow-v0", entry_point=f"{__name__}:Glow"))
     glow = (str(runs / "glow"), "--env", "Glow-v0")
     fails = ("--env-args", '{"fails_at": 1}', "--video", str(tmp_path / "video"))
     assert "the cable is loose at step 1" in failure(*glow, *fails)

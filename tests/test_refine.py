@@ -107,6 +107,16 @@ def test_refined_plans_stay_within_their_bounds() -> None:
     assert bool((plan.actions <= torch.tensor(PLANE.high)).all())
 
 
+def test_refined_plans_need_no_gradients_around_them_and_leave_a_fixed_component_alone() -> None:
+    action = dataclasses.replace(PLANE, low=(-0.1, 0.3), high=(0.1, 0.3))
+    search = cem(Follow(), action, num_candidates=8, num_elites=2, num_iterations=1)
+    with torch.no_grad():
+        plan = Refined(search, Follow(), action, num_steps=60).plan(
+            Toy(torch.tensor([[9.0, 9.0]], dtype=torch.float64)), UNDISCOUNTED, 2, generator=seeded(0)
+        )
+    assert torch.equal(plan.actions, torch.tensor([[[0.1, 0.3]] * 2], dtype=torch.float64))
+
+
 class _Misled(torch.autograd.Function):
     """The identity, whose gradient points the wrong way."""
 

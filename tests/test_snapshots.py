@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -56,11 +57,20 @@ def assert_equal(one: Any, other: Any) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def replayed_elsewhere(world: WorldModel, moment: Snapshot, queue: Any) -> None:
-    torch.set_num_threads(1)
-    env = LearnedEnv(world, horizon=3)
-    env.restore(moment)
-    queue.put((future(env), pickle.dumps(env.snapshot())))
+ELSEWHERE = """
+import pickle, sys
+import numpy as np
+import torch
+from worldflow.envs import LearnedEnv
+
+torch.set_num_threads(1)
+world, moment = pickle.load(sys.stdin.buffer)
+env = LearnedEnv(world, horizon=3)
+env.restore(moment)
+seen = [env.step(np.array([0.1, 0.2], np.float32)) for _ in range(2)]
+pickle.dump((seen, env.snapshot()), sys.stdout.buffer)
+"""
+"""A program of another process: it goes on from a moment for two steps, to the episode's end."""
 
 
 @pytest.mark.parametrize("options", [{}, {"observation": "latent"}, {"guidance": 1.0}])
@@ -94,16 +104,12 @@ def test_a_moment_goes_to_another_process(world: WorldModel) -> None:
     env = LearnedEnv(world, horizon=3)
     env.reset(seed=2)
     env.step(ACTION)
-    context = multiprocessing.get_context("spawn")
-    queue: Any = context.Queue()
-    worker = context.Process(target=replayed_elsewhere, args=(world, env.snapshot(), queue))
-    worker.start()
-    try:
-        seen, end = queue.get(timeout=300)  # it imports torch anew
-    finally:
-        worker.join(timeout=10)
-    assert seen == future(env)
-    assert pickle.loads(end).to_bytes() == env.snapshot().to_bytes()
+    sent = pickle.dumps((world, env.snapshot()))
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE], input=sent, capture_output=True, timeout=300, check=True)
+    seen, end = pickle.loads(done.stdout)
+    assert_equal(seen, [env.step(ACTION) for _ in range(2)])
+    assert seen[-1][3]  # truncated there, too
+    assert end.to_bytes() == env.snapshot().to_bytes()
 
 
 def test_rows_are_picked_repeated_and_joined(world: WorldModel) -> None:
