@@ -75,7 +75,7 @@ RECIPES: Mapping[str, WorldRecipe] = {
         policy="worldflow.envs.policies:PendulumSwayer",
         episodes=400,
         train=TrainConfig(preset="tiny", batch=64, minutes=15.0),
-        baseline_minutes=6.0,
+        baseline_minutes=20.0,
     ),
     "Reacher": WorldRecipe(
         summary="an arm of two joints and a target to reach; two torques; 64 x 64 pixels",
