@@ -230,3 +230,11 @@ def test_options_are_checked() -> None:
         EvaluateConfig(long=-1)
     with pytest.raises(ValueError, match="baseline_minutes must be a number of minutes or 0, got nan"):
         EvaluateConfig(baseline_minutes=float("nan"))
+
+
+def test_a_report_names_no_folder_of_its_maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from worldflow.fidelity import _named
+
+    monkeypatch.chdir(tmp_path)
+    assert _named("runs/a/world") == _named(tmp_path / "runs" / "a" / "world") == "runs/a/world"
+    assert _named(tmp_path.parent / "other" / "runs" / "a") == "runs/a"

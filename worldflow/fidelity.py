@@ -356,10 +356,10 @@ class _Evaluation:
 
         config, dataset = self.config, self.dataset
         return {
-            "run": None if self.folder is None else str(self.folder),
+            "run": None if self.folder is None else _named(self.folder),
             "world parameters": sum(p.numel() for p in self.world.parameters()),
             "world trained minutes": self.record.get("minutes_trained"),
-            "data set": str(dataset.path),
+            "data set": _named(dataset.path),
             "data set id": dataset.spec.dataset_id,
             "held-out episodes": len(dataset.episodes("held_out")),
             "training episodes": len(dataset.episodes("train")),
@@ -386,3 +386,11 @@ class _Evaluation:
                 "python": platform.python_version(),
             },
         }
+
+
+def _named(path: str | os.PathLike[str]) -> str:
+    """A folder as a report may name it to others: from the current one on, or its last two parts."""
+    whole = Path(path).resolve()
+    if whole.is_relative_to(Path.cwd()):
+        return whole.relative_to(Path.cwd()).as_posix()
+    return Path(*whole.parts[-2:]).as_posix() if len(whole.parts) > 2 else whole.as_posix()
