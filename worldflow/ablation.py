@@ -33,7 +33,7 @@ from worldflow.image_codec import CodecFit, finetune_decoder
 from worldflow.index import window_index
 from worldflow.manifold import training_frames
 from worldflow.metrics import bootstrap_interval, decibels, mean_squared_error, ssim
-from worldflow.text_condition import encoder_of
+from worldflow.text_condition import caption_words
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
@@ -117,11 +117,8 @@ def compare_denoising(
     with torch.no_grad():
         codes = world.codes(held_out.frames)
         x = world.with_noise(codes, generator=generator)
-        features = world.encode_actions(held_out.actions)
-        features = torch.cat((torch.zeros_like(features[:, :1]), features), dim=1).to(world.dtype)
-    words = None
-    if world.config.text is not None:
-        words = encoder_of(world, encoder)([dataset.caption(int(e)) or "" for e in held_out.episode]).tokens
+        features = world.leading(held_out.actions, len(x), x.shape[1])
+    words = caption_words(world, dataset, held_out.episode.tolist(), encoder=encoder)
     shown = codes if world.config.flow.has_shown else None
     ways = {"none": x}
     for how in ("tweedie", "denoiser") if world.denoiser is not None else ("tweedie",):

@@ -14,7 +14,7 @@ frame to the next, as if frames had nothing to do with each other. So its second
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -28,7 +28,17 @@ from worldflow.randomness import normal
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, UInt8
 
-__all__ = ["Codec", "CodecConfig", "CodecLoss", "LatentCodec", "PatchCodec", "build_codec", "to_float", "to_uint8"]
+__all__ = [
+    "Codec",
+    "CodecConfig",
+    "CodecLoss",
+    "LatentCodec",
+    "PatchCodec",
+    "background",
+    "build_codec",
+    "to_float",
+    "to_uint8",
+]
 
 
 def to_float(frames: UInt8[Tensor, "*batch row column channel"]) -> Float[Tensor, "*batch channel row column"]:
@@ -41,6 +51,15 @@ def to_float(frames: UInt8[Tensor, "*batch row column channel"]) -> Float[Tensor
 def to_uint8(pixels: Float[Tensor, "*batch channel row column"]) -> UInt8[Tensor, "*batch row column channel"]:
     """[-1, 1], channels first, to `uint8`, rounded and clipped."""
     return ((pixels.movedim(-3, -1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def background(
+    frames: UInt8[Tensor, "frame row column channel"],
+) -> tuple[Float[Tensor, "channel row column"], float]:
+    """The mean frame, and the mean absolute distance of a pixel from it, both of [-1, 1] frames."""
+    pixels = to_float(frames)
+    mean = pixels.mean(0)
+    return mean, float((pixels - mean).abs().mean())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,20 +147,26 @@ class Codec(nn.Module, ABC):
         self, x: Float[Tensor, "*batch token latent"], *, chunk: int = 256
     ) -> UInt8[Tensor, "*batch row column channel"]:
         """Frames of codes, clean or noisy, `chunk` frames at a time."""
-        return self.decode_checked(x, chunk=chunk)[0]
+        frames = [to_uint8(pixels) for pixels in self.decoded_parts(x, chunk=chunk)]
+        return torch.cat(frames).reshape(*x.shape[:-2], *frames[0].shape[1:])
 
     def decode_checked(
         self, x: Float[Tensor, "*batch token latent"], *, chunk: int = 256
     ) -> tuple[UInt8[Tensor, "*batch row column channel"], Bool[Tensor, "*batch"]]:
         """Frames of codes, and whether each was finite before it became gray levels, which hide that."""
-        flat = x.reshape(-1, *x.shape[-2:])
-        rows, columns, _ = self.config.frame_shape
         frames, finite = [], []
-        for part in flat.split(chunk):
-            pixels = self.decode_pixels(part)[..., :rows, :columns]
+        for pixels in self.decoded_parts(x, chunk=chunk):
             frames.append(to_uint8(pixels))
             finite.append(pixels.isfinite().flatten(1).all(1))
         return torch.cat(frames).reshape(*x.shape[:-2], *frames[0].shape[1:]), torch.cat(finite).reshape(x.shape[:-2])
+
+    def decoded_parts(
+        self, x: Float[Tensor, "*batch token latent"], *, chunk: int = 256
+    ) -> Iterator[Float[Tensor, "frame channel row column"]]:
+        """Float frames of codes, neither rounded nor clipped, `chunk` frames at a time."""
+        rows, columns, _ = self.config.frame_shape
+        for part in x.reshape(-1, *x.shape[-2:]).split(chunk):
+            yield self.decode_pixels(part)[..., :rows, :columns]
 
     @abstractmethod
     def encode_pixels(self, pixels: Float[Tensor, "frame channel row column"]) -> Float[Tensor, "frame token latent"]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from worldflow.codec import CodecLoss, LatentCodec, to_float
+from worldflow.codec import CodecLoss, LatentCodec, background
 from worldflow.data import Dataset
 from worldflow.latents import sample_frames
-from worldflow.symmetry import transformed
+from worldflow.symmetry import transformed_rows
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
@@ -53,9 +53,7 @@ class CodecFrames:
 
     def set_mean_frame(self, codec: LatentCodec) -> None:
         """Fix a codec's background."""
-        pixels = to_float(self._shown(self._frames[self._some()]))
-        mean = pixels.mean(0)
-        codec.set_mean_frame(mean, float((pixels - mean).abs().mean()))
+        codec.set_mean_frame(*background(self._shown(self._frames[self._some()])))
 
     def settle(self, codec: LatentCodec) -> None:
         """Fix a codec's statistics of its code, when it has learned."""
@@ -77,7 +75,4 @@ class CodecFrames:
         if len(self._symmetries) == 1:
             return frames
         which = torch.randint(len(self._symmetries), (len(frames),), generator=self._generator)
-        shown = frames.clone()
-        for number, element in enumerate(self._symmetries):
-            shown[which == number] = transformed(frames[which == number], element)
-        return shown
+        return transformed_rows(frames, self._symmetries, which)

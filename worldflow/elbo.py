@@ -167,9 +167,7 @@ def _levels(world: WorldModel, frames: Tensor) -> Float[Tensor, "frame channel r
 
 def _decoded(world: WorldModel, x: Float[Tensor, "frame token latent"], *, chunk: int = 256) -> Tensor:
     """Decoded frames in gray levels, neither rounded nor clipped."""
-    rows, columns, _ = world.config.data.frame_shape
-    parts = [world.codec.decode_pixels(part)[..., :rows, :columns] for part in x.split(chunk)]
-    return 127.5 * (torch.cat(parts) + 1)
+    return 127.5 * (torch.cat(list(world.codec.decoded_parts(x, chunk=chunk))) + 1)
 
 
 def log_mass(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from worldflow.codec import CodecConfig, LatentCodec, to_float
+from worldflow.codec import CodecConfig, LatentCodec, background
 from worldflow.fit import CODEC, Log, fit
 from worldflow.log import NoLog
 
@@ -78,8 +78,7 @@ def fit_codec(
         torch.manual_seed(fit.seed)
         codec = LatentCodec(config)
     _check(codec, images)
-    mean, deviation = _background(images)
-    codec.set_mean_frame(mean, deviation)
+    codec.set_mean_frame(*background(images[:4096]))
     _fit(codec.train(), images, fit, log=log, progress=progress, clock=clock)
     some = torch.randperm(len(images), generator=torch.Generator().manual_seed(fit.seed))[:4096]
     codec.settle(images[part] for part in some.split(256))
@@ -157,13 +156,6 @@ def _fit(
         progress=progress,
         clock=clock,
     )
-
-
-def _background(images: Tensor) -> tuple[Tensor, float]:
-    """The mean image, and the mean absolute distance of a pixel from it, of [-1, 1] pixels."""
-    pixels = to_float(images[:4096])
-    mean = pixels.mean(0)
-    return mean, float((pixels - mean).abs().mean())
 
 
 def _check(codec: LatentCodec, images: Tensor) -> None:

@@ -27,9 +27,8 @@ from torch import Tensor
 
 from worldflow.codec import LatentCodec
 from worldflow.data import Dataset, gather
-from worldflow.latents import MOST_NOISE, LatentBatch
-from worldflow.randomness import normal, uniform
-from worldflow.symmetry import transformed
+from worldflow.latents import LatentBatch, redrawn
+from worldflow.symmetry import transformed_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,18 +74,12 @@ class JointClips:
         codec = self.codec
         clips = gather(self.dataset, index, length)
         shown_by = torch.zeros(len(index), dtype=torch.int64) if symmetry is None else symmetry
-        frames = clips.frames
-        for number in shown_by.unique().tolist():
-            frames[shown_by == number] = transformed(frames[shown_by == number], self.symmetries[number])
-        frames = frames.to(codec.mean_frame.device)
+        frames = transformed_rows(clips.frames, self.symmetries, shown_by).to(codec.mean_frame.device)
         loss, x = codec.loss_and_codes(frames, smoothness=self.smoothness, generator=self.generator)
-        with torch.no_grad():
-            noise = normal(tuple(x.shape), self.generator, device=x.device, dtype=x.dtype)
-            level = MOST_NOISE * uniform((*x.shape[:2], 1, 1), self.generator, device=x.device, dtype=x.dtype)
-            is_training = codec.training
-            codec.eval()  # frames that the codec made itself do not count in its statistics
-            shown = codec.encode(codec.decode(x + level * codec.config.noise_std * noise))
-            codec.train(is_training)
+        is_training = codec.training
+        codec.eval()  # frames that the codec made itself do not count in its statistics
+        shown = redrawn(codec, x, generator=self.generator)
+        codec.train(is_training)
         rows, columns, channels = codec.config.frame_shape
         values = rows * columns * channels / x[0, 0].numel()
         return LatentBatch(

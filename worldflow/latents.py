@@ -29,7 +29,7 @@ MOST_NOISE = 3.0
 """Most noise that frames are redrawn through, as a multiple of the density's own: each gets a share of it at random.
 So drafts learn to put right what is a little wrong; from clean frames only, they copy every fault of a world's own."""
 
-__all__ = ["LatentBatch", "LatentData", "encode_dataset", "sample_frames"]
+__all__ = ["LatentBatch", "LatentData", "encode_dataset", "redrawn", "sample_frames"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +142,28 @@ def sample_frames(
 
 
 @torch.no_grad()
+def redrawn(
+    codec: Codec,
+    x: Float32[Tensor, "*batch token latent"],
+    *,
+    generator: torch.Generator | None = None,
+    chunk: int = 256,
+) -> Float32[Tensor, "*batch token latent"]:
+    """Codes of the frames that a codec makes of codes under up to `MOST_NOISE` times its noise.
+
+    Args:
+        codec: The codec, in evaluation mode.
+        x: Codes without noise.
+        generator: Draws the noise, and for each frame how much of it.
+        chunk: Frames in one go.
+    """
+    noise = normal(tuple(x.shape), generator, device=x.device, dtype=x.dtype)
+    level = MOST_NOISE * uniform((*x.shape[:-2], 1, 1), generator, device=x.device, dtype=x.dtype)
+    shown = codec.decode(x + level * codec.config.noise_std * noise, chunk=chunk)
+    return codec.encode(shown, chunk=chunk)
+
+
+@torch.no_grad()
 def encode_dataset(
     dataset: Dataset,
     codec: Codec,
@@ -194,10 +216,7 @@ def encode_dataset(
                 if is_last or sum(map(len, waiting)) >= chunk:
                     frames = transformed(torch.from_numpy(np.concatenate(waiting)).to(device), element)
                     x = codec.encode(frames, chunk=chunk)
-                    noise = normal(tuple(x.shape), generator, device=device, dtype=x.dtype)
-                    level = MOST_NOISE * uniform((len(x), 1, 1), generator, device=device, dtype=x.dtype)
-                    shown = codec.decode(x + level * codec.config.noise_std * noise, chunk=chunk)
-                    both = torch.stack((x, codec.encode(shown, chunk=chunk)), dim=1)
+                    both = torch.stack((x, redrawn(codec, x, generator=generator, chunk=chunk)), dim=1)
                     file.write(both.float().cpu().numpy().tobytes())
                     done += len(frames)
                     waiting = []

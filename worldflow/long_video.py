@@ -30,7 +30,7 @@ from worldflow.generate import Conditions, extended
 from worldflow.index import window_index
 from worldflow.manifold import FrameBank, long_actions, training_frames
 from worldflow.shipped import run_folder
-from worldflow.text_condition import encoder_of
+from worldflow.text_condition import caption_words
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
@@ -121,12 +121,8 @@ def drift(
     begin, other = gather(dataset, held_out[order[:videos]], length - 1), held_out[order[videos : 2 * videos]]
     actions = long_actions(dataset, num_rollouts=videos, num_steps=length * times - 1, seed=seed)
     actions[:, : past - 1] = begin.actions[:, : past - 1]
-    features = world.encode_actions(actions)
-    features = torch.cat((torch.zeros_like(features[:, :1]), features), dim=1).to(world.dtype)
-    words = None
-    if world.config.text is not None:
-        captions = [dataset.caption(int(e)) or "" for e in begin.episode]
-        words = encoder_of(world, encoder)(captions).tokens
+    features = world.leading(actions, videos, length * times)
+    words = caption_words(world, dataset, begin.episode.tolist(), encoder=encoder)
 
     generator = torch.Generator().manual_seed(seed)
     bank = FrameBank(training_frames(dataset, 4000, generator=generator))

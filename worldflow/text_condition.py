@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from jaxtyping import Float32, Int64
     from torch import Tensor
 
+    from worldflow.data import Dataset
     from worldflow.text import TextEncoder
     from worldflow.world import WorldModel
 
-__all__ = ["Captions", "embed_captions", "encoder_for", "encoder_of"]
+__all__ = ["Captions", "caption_words", "embed_captions", "encoder_for", "encoder_of"]
 
 CHUNK = 64
 """Captions that are embedded in one go."""
@@ -98,6 +99,22 @@ def encoder_of(world: WorldModel, encoder: str | None = None) -> TextEncoder:
     if spec is None:
         raise ValueError("this world reads no text; train one on captioned episodes, with a text encoder")
     return encoder_for(spec, encoder, device=world.device)
+
+
+def caption_words(
+    world: WorldModel, dataset: Dataset, episodes: Sequence[int], *, encoder: str | None = None
+) -> Float32[Tensor, "episode word text"] | None:
+    """The embedded captions of some episodes, the empty text where there is none; None for a world that reads no text.
+
+    Args:
+        world: The world.
+        dataset: Whose episodes.
+        episodes: Their numbers.
+        encoder: Where the encoder is now, if not where it was in training.
+    """
+    if world.config.text is None:
+        return None
+    return encoder_of(world, encoder)([dataset.caption(number) or "" for number in episodes]).tokens
 
 
 def encoder_for(spec: TextSpec, encoder: str | None = None, *, device: torch.device | str = "cpu") -> TextEncoder:

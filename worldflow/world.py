@@ -103,6 +103,22 @@ class WorldModel(nn.Module):
         """Feature vectors of raw actions."""
         return self.actions(torch.as_tensor(actions).to(self.device))
 
+    def leading(
+        self, actions: Shaped[Tensor | np.ndarray, "batch time *action"], batch_size: int, num_frames: int
+    ) -> Float[Tensor, "batch time+1 feature"]:
+        """Feature vectors of the action that led to each frame; the first frame's is never read.
+
+        Raises:
+            ValueError: If there is not one action between every two frames.
+        """
+        features = self.encode_actions(actions)
+        if features.shape[:2] != (batch_size, num_frames - 1):
+            raise ValueError(
+                f"{num_frames} frames of {batch_size} clips need actions ({batch_size}, {num_frames - 1}, ...), "
+                f"got {tuple(torch.as_tensor(actions).shape)}"
+            )
+        return torch.cat((self._no_action(batch_size)[:, None], features.to(self.dtype)), dim=1)
+
     # -- rolling forward ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -140,7 +156,7 @@ class WorldModel(nn.Module):
                 raise ValueError(f"{T} frames need {T - 1} past actions, got none")
             features = self._no_action(B)[:, None]
         else:
-            features = self._leading(past_actions, B, T)
+            features = self.leading(past_actions, B, T)
         codes = self.codes(frames)
         x = self.with_noise(codes, generator=generator)
         state = self.begin(B, text=text)
@@ -390,7 +406,7 @@ class WorldModel(nn.Module):
             chunk: Frames in one pass.
         """
         B, T = x.shape[:2]
-        features = self._leading(actions, B, T)
+        features = self.leading(actions, B, T)
         hidden_rows = torch.full((B,), hide_actions, device=self.device)
         state, scores, states = None, [], []
         shown = codes if self.config.flow.has_shown else None
@@ -440,16 +456,6 @@ class WorldModel(nn.Module):
 
     def _no_action(self, batch_size: int) -> Tensor:
         return torch.zeros(batch_size, self.config.flow.action_dim, device=self.device, dtype=self.dtype)
-
-    def _leading(self, actions: Tensor | np.ndarray, batch_size: int, num_frames: int) -> Tensor:
-        """Features of the action that led to each frame; the first frame's row is never read."""
-        features = self.encode_actions(actions)
-        if features.shape[:2] != (batch_size, num_frames - 1):
-            raise ValueError(
-                f"{num_frames} frames of {batch_size} clips need actions ({batch_size}, {num_frames - 1}, ...), "
-                f"got {tuple(torch.as_tensor(actions).shape)}"
-            )
-        return torch.cat((self._no_action(batch_size)[:, None], features.to(self.dtype)), dim=1)
 
     def _to_frame_latent(self, u: Tensor, *, method: Method) -> tuple[Tensor, Tensor]:
         """Codes of frames given in `u`, and the shallow blocks' log-determinant there."""
