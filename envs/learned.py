@@ -13,6 +13,7 @@ episode alone and in a batch of any size, up to the rounding of batched sums; th
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -178,9 +179,10 @@ class LearnedEnv(gym.Env[Any, Any], EzPickle):
                 share this one's stream, restore `snapshot().repeat(k)` in a `LearnedVectorEnv`.
             autoreset_mode: What follows an episode's end.
         """
-        branches = LearnedVectorEnv(
-            self.world, num_envs=k, options=self._episodes.options, autoreset_mode=autoreset_mode
-        )
+        options = replace(
+            self._episodes.options, compile=False
+        )  # it would take a minute; see `WorldModel.compile_step`
+        branches = LearnedVectorEnv(self.world, num_envs=k, options=options, autoreset_mode=autoreset_mode)
         branches.restore(self.snapshot().branched(k, seed=seed))
         return branches
 

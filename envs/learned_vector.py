@@ -210,7 +210,7 @@ class LearnedVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         branches = LearnedVectorEnv(
             self.world,
             num_envs=self.num_envs * whole("k", k),
-            options=self._episodes.options,
+            options=replace(self._episodes.options, compile=False),
             autoreset_mode=self.autoreset_mode if autoreset_mode is None else autoreset_mode,
         )
         branches.restore(self.snapshot().branched(k, seed=seed))

@@ -45,6 +45,9 @@ class EpisodeOptions:
     """Whether rewards are drawn, or are the means of what they would be drawn from."""
     termination: Termination = "sampled"
     """Whether terminations are drawn, or never happen."""
+    compile: bool = False
+    """Whether to step in machine code, several times as fast, which takes about a minute to make the first time
+    (`worldflow.compiled`). Where that cannot be, a warning says why, and steps are as they were."""
     contexts: Contexts | None = None
     """Pasts to start from; by default the bank that the world carries."""
     real_env: gym.Env[Any, Any] | str | None = None

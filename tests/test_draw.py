@@ -9,7 +9,7 @@ import torch
 from builders import tiny_world
 from torch import Tensor
 
-from worldflow.draw import solve
+from worldflow.draw import draw_frame, solve
 from worldflow.flow import DrawnFrame, Guidance, VideoFlow
 from worldflow.jacobi import Method
 from worldflow.state import WorldState
@@ -31,23 +31,26 @@ def same(a: DrawnFrame, b: DrawnFrame) -> None:
 @pytest.mark.parametrize("method", ["sequential", "jacobi"])
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
 @pytest.mark.parametrize("options", [{}, {"shown": True}, {"draft": False}, {"text_dim": 5}], ids=str)
-def test_in_place_and_with_gradients_the_same_frames_are_drawn(
+def test_in_place_with_gradients_and_for_a_compiler_the_same_frames_are_drawn(
     options: dict[str, Any], guidance: float, method: Method
 ) -> None:
     world = tiny_world(dtype=F64, **options)
     flow, generator = world.flow, seeded()
-    states: list[WorldState] = [world.begin(3)] * 2
-    guides: list[Guidance | None] = [None, None]
+    states: list[WorldState] = [world.begin(3)] * 3
+    guides: list[Guidance | None] = [None] * 3
     if guidance:
-        guides = [Guidance(weight=guidance, state=world.begin(3), hide_actions=True)] * 2
+        guides = [Guidance(weight=guidance, state=world.begin(3), hide_actions=True)] * 3
     for _ in range(5):  # the window is full after two frames
         action = torch.randn(3, flow.config.action_dim, generator=generator, dtype=F64)
         z = torch.randn(3, flow.config.num_tokens, flow.config.latent_dim, generator=generator, dtype=F64)
         drawn = []
-        for state, guide, with_gradients in zip(states, guides, (False, True), strict=True):
+        for state, guide, with_gradients in zip(states[:2], guides[:2], (False, True), strict=True):
             with torch.set_grad_enabled(with_gradients):
                 drawn.append(flow.draw(state, action, z, method=method, tolerance=1e-13, guidance=guide))
-        same(*drawn)
+        with torch.no_grad():
+            drawn.append(draw_frame(flow, states[2], action, z, guidance=guides[2], is_traced=True))
+        same(drawn[0], drawn[1])
+        same(drawn[0], drawn[2])
         assert drawn[1].u.requires_grad and not drawn[0].u.requires_grad
         states = [one.state for one in drawn]
         guides = [one.guidance for one in drawn]

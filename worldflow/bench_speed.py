@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,8 +40,10 @@ from worldflow.timing import count_flops, machine, matmul_rate, timed
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
+    from worldflow.compiled import CompiledStep
     from worldflow.flow import FlowOutput
     from worldflow.jacobi import Method
+    from worldflow.types import Transition
 
 __all__ = [
     "DataBench",
@@ -59,13 +61,19 @@ FRAMES = 8
 
 
 def step_speed(
-    world: WorldModel, *, batches: Sequence[int] = (1, 16), seconds: float = 3.0, seed: int = 0
+    world: WorldModel,
+    *,
+    batches: Sequence[int] = (1, 16),
+    is_compiled: bool = False,
+    seconds: float = 3.0,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Environment steps a second, a row for each batch and kind of observation.
 
     Args:
         world: The world.
         batches: Environments side by side.
+        is_compiled: Step in compiled code.
         seconds: How long each is stepped.
         seed: Of everything random.
     """
@@ -74,16 +82,22 @@ def step_speed(
     rows = []
     for num_envs in batches:
         for observation in ("pixels", "latent"):
-            envs = LearnedVectorEnv(world, num_envs=num_envs, observation=observation, horizon=10**9, termination="off")
+            options = {"observation": observation, "horizon": 10**9, "termination": "off", "compile": is_compiled}
+            envs = LearnedVectorEnv(world, num_envs=num_envs, **options)
             envs.reset(seed=seed)
             envs.action_space.seed(seed)
             actions = envs.action_space.sample()
             early = timed(lambda e=envs, a=actions: e.step(a), seconds=seconds / 2)
             late = timed(lambda e=envs, a=actions: e.step(a), seconds=seconds / 2)
-            flops = count_flops(lambda e=envs, a=actions: e.step(a))
+            fast = world._compiled.fitting(num_envs)
+            if fast is None:
+                flops = count_flops(lambda e=envs, a=actions: e.step(a))
+            else:
+                flops = _flops_of(fast, world, envs.state)
             rows.append(
                 {
                     "batch": num_envs,
+                    "compiled": fast is not None,
                     "observation": observation,
                     "steps_per_second": num_envs / late.median,
                     "milliseconds": 1e3 * late.median,
@@ -101,18 +115,20 @@ def sample_speed(
     *,
     batches: Sequence[int] = (1, 16),
     tolerances: Sequence[float] = (1e-3, 1e-4),
+    is_compiled: bool = False,
     seconds: float = 2.0,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """The cost of drawing frames in units of the cost of scoring them, a row for each batch and method.
 
     Both start behind the same recorded past, with the same actions and the same frames shown, those that are drawn.
-    Decoding is not in it.
+    Decoding is not in it, but for compiled steps: these are whole ones, with everything.
 
     Args:
         world: The world; it must store pasts.
         batches: Rows side by side.
         tolerances: Of the Jacobi iteration.
+        is_compiled: Compile steps and measure them, too.
         seconds: How long each is measured.
         seed: Of the noise.
 
@@ -181,7 +197,53 @@ def sample_speed(
                         "gflops": flops / took.median / 1e9,
                     }
                 )
+            if is_compiled:
+                rows.append(_compiled_row(world, state, actions, z, score.median, seconds=seconds))
     return rows
+
+
+def _compiled_row(
+    world: WorldModel, state: WorldState, actions: Tensor, z: Tensor, score: float, *, seconds: float
+) -> dict[str, Any]:
+    """Whole steps in compiled code, beside the seconds of a scoring pass; the error is against sequential steps."""
+    B = len(state)
+    world.compile_step(B)
+    fast = world._compiled[B]
+    chances = torch.full((B, 4), 0.5, dtype=z.dtype, device=z.device)
+
+    def run(step: Callable[[WorldState, Tensor, Tensor], tuple[Transition, WorldState]]) -> Tensor:
+        made, now = [], state
+        for t in range(FRAMES):
+            transition, now = step(now, actions[:, t], z[t])
+            made.append(transition.latent)
+        return torch.stack(made, dim=1)
+
+    def compiled() -> Tensor:
+        return run(lambda now, action, noise: fast(now, action, noise, chances))
+
+    found = compiled()
+    exact = run(lambda now, action, noise: world.drawn_step(now, None, action, noise, chances, method="sequential")[:2])
+    took = timed(compiled, seconds=seconds)
+    return {
+        "batch": B,
+        "method": "compiled steps, whole",
+        "milliseconds": 1e3 * took.median,
+        "cost": took.median / score,
+        "calls": float(world.flow.deep.frames.slots),
+        "error": float((found - exact).abs().max() / exact.abs().max()),
+        "gflops": FRAMES * _flops_of(fast, world, state) / took.median / 1e9,
+    }
+
+
+def _flops_of(fast: CompiledStep, world: WorldModel, state: WorldState) -> int:
+    """Operations of a compiled step, counted in the step that it was compiled from."""
+    rows = fast.batch_size
+    features, z = (
+        torch.zeros(rows, *shape, dtype=world.dtype)
+        for shape in ((world.config.flow.action_dim,), (world.config.flow.num_tokens, world.config.flow.latent_dim))
+    )
+    chances, begun = torch.full((rows, 4), 0.5, dtype=world.dtype), state[[0] * rows]
+    return count_flops(lambda: world.drawn_step(begun, None, features, z, chances, is_traced=True))
 
 
 def train_speed(
@@ -337,6 +399,8 @@ class StepBench:
     """Environments side by side."""
     preset: Preset | None = None
     """Another size, with random weights, for the run's spaces."""
+    compile: bool = False
+    """Step in compiled code (`WorldModel.compile_step`)."""
     seconds: float = 3.0
     """How long each row is measured."""
     out: str | None = None
@@ -345,7 +409,7 @@ class StepBench:
     def __call__(self) -> None:
         """Measure and print."""
         world = _opened(self.run, self.preset)
-        rows = step_speed(world, batches=self.batches, seconds=self.seconds)
+        rows = step_speed(world, batches=self.batches, is_compiled=self.compile, seconds=self.seconds)
         report(rows, out=self.out, device=world.device, title="step")
 
 
@@ -359,6 +423,8 @@ class SampleBench:
     """Rows side by side."""
     tolerances: tuple[float, ...] = (1e-3, 1e-4)
     """Of the Jacobi iteration."""
+    compile: bool = False
+    """Compile steps (`WorldModel.compile_step`) and measure them, too."""
     preset: Preset | None = None
     """Another size, with random weights, for the run's spaces."""
     seconds: float = 2.0
@@ -369,7 +435,8 @@ class SampleBench:
     def __call__(self) -> None:
         """Measure and print."""
         world = _opened(self.run, self.preset)
-        rows = sample_speed(world, batches=self.batches, tolerances=self.tolerances, seconds=self.seconds)
+        options = {"tolerances": self.tolerances, "is_compiled": self.compile, "seconds": self.seconds}
+        rows = sample_speed(world, batches=self.batches, **options)
         report(rows, out=self.out, device=world.device, title="sample")
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int64
 
     from worldflow.draw import FrameMap
-    from worldflow.open_frame import OpenFrame
+    from worldflow.open_frame import ComingFrame
 
 __all__ = ["DeepBlock", "FrameTransformer", "roll_in"]
 
@@ -328,7 +328,11 @@ class DeepBlock(nn.Module):
         return parameters
 
     def frame_map(
-        self, frame: OpenFrame, *, lead: Float[Tensor, "batch width"], draft: Float[Tensor, "batch token latent"] | None
+        self,
+        frame: ComingFrame,
+        *,
+        lead: Float[Tensor, "batch width"],
+        draft: Float[Tensor, "batch token latent"] | None,
     ) -> FrameMap:
         """The map of one coming frame that is thought over in place.
 

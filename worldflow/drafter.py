@@ -28,7 +28,7 @@ from worldflow.deep import FrameTransformer
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int64
 
-    from worldflow.open_frame import OpenFrame
+    from worldflow.open_frame import ComingFrame
 
 __all__ = ["Drafter"]
 
@@ -103,7 +103,7 @@ class Drafter(nn.Module):
         is_hidden: Bool[Tensor, "batch time"],
         past: KeyValue | None = None,
         count: Int64[Tensor, " batch"] | None = None,
-        frame: OpenFrame | None = None,
+        frame: ComingFrame | None = None,
     ) -> tuple[Float[Tensor, "batch time token latent"], KeyValue | None]:
         """Draft frames.
 

@@ -11,7 +11,8 @@ thought over exactly the tokens that are returned: its keys and values are the f
 their exact log-likelihood, and its last slot the state that reward and termination are read from. No further pass is
 needed.
 
-Without gradients all of it happens in place (`worldflow.open_frame`); with them, by appending.
+Without gradients all of it happens in place (`worldflow.open_frame`); with them, by appending; and for a compiler by
+arithmetic alone (`worldflow.traced_frame`).
 
 Reference: Song et al., 2021, arXiv 2002.03629.
 """
@@ -32,6 +33,7 @@ from worldflow.guidance import guided
 from worldflow.jacobi import Method, invert
 from worldflow.open_frame import OpenFrame
 from worldflow.state import WorldState
+from worldflow.traced_frame import TracedFrame
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -148,8 +150,9 @@ def draw_frame(
     tolerance: float = 1e-4,
     hide_actions: Bool[Tensor, " batch"] | None = None,
     guidance: Guidance | None = None,
+    is_traced: bool = False,
 ) -> DrawnFrame:
-    """As `VideoFlow.draw`."""
+    """As `VideoFlow.draw`; `is_traced` draws by what a compiler can follow, token by token and without gradients."""
     B = len(z)
     actions = None if action is None else action[:, None]
     both = state
@@ -158,8 +161,12 @@ def draw_frame(
         actions = None if actions is None else torch.cat((actions, actions))
         shown = torch.zeros(B, dtype=torch.bool, device=z.device) if hide_actions is None else hide_actions
         hide_actions = torch.cat((shown, torch.full_like(shown, guidance.hide_actions) | shown))
-    way = _by_appending if torch.is_grad_enabled() else _in_place
-    solved, after = way(flow, both, actions, z, method, tolerance, hide_actions, guidance)
+    method = "sequential" if is_traced else method
+    if torch.is_grad_enabled() and not is_traced:
+        solved, after = _by_appending(flow, both, actions, z, method, tolerance, hide_actions, guidance)
+    else:
+        kind = TracedFrame if is_traced else OpenFrame
+        solved, after = _in_place(flow, both, actions, z, method, tolerance, hide_actions, guidance, kind)
     log_scale = solved.sigma.log().sum((-2, -1))
     return DrawnFrame(
         u=solved.x,
@@ -181,12 +188,13 @@ def _in_place(
     tolerance: float,
     hide_actions: Tensor | None,
     guidance: Guidance | None,
+    kind: type[OpenFrame | TracedFrame],
 ) -> tuple[Solved, WorldState]:
     """Tokens of the first rows of `state`, as many as there is noise for, and the state of all of them."""
-    deep = OpenFrame(flow.deep.frames, state.deep_keys, state.deep_values, state.count)
+    deep = kind(flow.deep.frames, state.deep_keys, state.deep_values, state.count)
     drafting = None
     if flow.drafter is not None:
-        drafting = OpenFrame(flow.drafter.frames, state.draft_keys, state.draft_values, state.count)
+        drafting = kind(flow.drafter.frames, state.draft_keys, state.draft_values, state.count)
     draft, _, lead = flow.look_ahead(
         state.latents, state.mean[:, None], actions, hide_actions=hide_actions, state=state, frame=drafting
     )

@@ -38,7 +38,7 @@ from worldflow.flow_config import FlowConfig
 from worldflow.flow_types import DrawnFrame, FlowOutput, Guidance
 from worldflow.jacobi import Method
 from worldflow.memory import exchange_last, running_means
-from worldflow.open_frame import OpenFrame
+from worldflow.open_frame import ComingFrame
 from worldflow.state import WorldState
 from worldflow.weights import sharing
 
@@ -377,7 +377,7 @@ class VideoFlow(nn.Module):
         state: WorldState | None,
         text: KeyValue | None = None,
         detach_lead: bool = False,
-        frame: OpenFrame | None = None,
+        frame: ComingFrame | None = None,
     ) -> tuple[Tensor | None, KeyValue | None, Tensor]:
         """What is known of each frame before it is there: its draft, what drafting leaves, and its lead slot.
 

@@ -14,7 +14,7 @@ It is for drawing only: what is written in place has no gradient.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -26,11 +26,25 @@ if TYPE_CHECKING:
     from worldflow.attention import Block
     from worldflow.deep import FrameTransformer
 
-__all__ = ["OpenFrame"]
+__all__ = ["ComingFrame", "OpenFrame"]
+
+
+class ComingFrame(Protocol):
+    """One coming frame of each row of a batch, in one transformer."""
+
+    def __call__(self, slots: Float[Tensor, "batch slot width"], first: int) -> Float[Tensor, "batch slot width"]:
+        """Hidden states of some slots, from slot `first` of the frame on; those before it keep what they left."""
+        ...
+
+    def close(
+        self,
+    ) -> tuple[Float[Tensor, "batch layer head slot feature"], Float[Tensor, "batch layer head slot feature"]]:
+        """Keys and values of the past of the frame after this one."""
+        ...
 
 
 class OpenFrame:
-    """One coming frame of each row of a batch, in one transformer.
+    """A coming frame that is thought over in place.
 
     Args:
         frames: The transformer.
