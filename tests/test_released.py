@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from test_naive_released import FOLDERS, GOLDEN, KINDS, SHAPES, TINY, needs_golden
 from torch import Tensor
 
-from worldflow import released
+from worldflow import released, state_dicts
 from worldflow.jacobi import Method
 from worldflow.released import ReleasedModel, read_released
 
@@ -314,3 +314,19 @@ def test_says_what_is_wrong(tmp_path: Path) -> None:
         tarflow(torch.zeros(1, 2, 4, 6))
     with pytest.raises(ValueError, match="reads no text"):
         tarflow(torch.zeros(1, 2, 4, 4), text=text)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_that_the_system_will_not_map_says_what_to_do(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"large{suffix}"
+    path.write_bytes(b"0" * 1000)
+
+    def refuses(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("unable to mmap 27000000000 bytes from file <large>: Cannot allocate memory (12)")
+
+    monkeypatch.setattr(state_dicts, "safe_open", refuses)
+    monkeypatch.setattr(torch, "load", refuses)
+    with pytest.raises(MemoryError, match=r"will not map .*large.*overcommit_memory"):
+        read_released(path, kind="starflow")

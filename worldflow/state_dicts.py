@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["count", "opened", "shape"]
 
 
+UNMAPPED = "unable to mmap"
+"""What torch says when the system refuses."""
+
+
 class _Lazy(Mapping[str, Tensor]):
     """The tensors of a safetensors file, each read when it is asked for."""
 
@@ -50,6 +54,7 @@ def opened(source: Mapping[str, Tensor] | str | os.PathLike[str]) -> Iterator[Ma
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, or no plain state dict.
+        MemoryError: If it is larger than the memory, and the system will not map such files.
     """
     if isinstance(source, Mapping):
         yield source
@@ -59,21 +64,34 @@ def opened(source: Mapping[str, Tensor] | str | os.PathLike[str]) -> Iterator[Ma
         raise FileNotFoundError(f"no checkpoint at {path}; name the file that was downloaded")
     if path.suffix == ".safetensors":
         try:
-            with safe_open(path, framework="pt") as file:
-                yield _Lazy(file)
+            mapped = safe_open(path, framework="pt")
         except SafetensorError as error:
             raise ValueError(f"cannot read {path}: {error}; it is damaged, fetch it again") from error
+        except RuntimeError as error:
+            raise (_unmapped(path) if UNMAPPED in str(error) else error) from error
+        with mapped as file:
+            yield _Lazy(file)
         return
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, EOFError, UnpicklingError, BadZipFile, ValueError) as error:
         reason = str(error).splitlines()[0]
+        if UNMAPPED in reason:
+            raise _unmapped(path) from error
         raise ValueError(
             f"cannot read {path} as tensors ({reason}); it must be a state dict as `torch.save` writes it, and whole"
         ) from error
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ValueError(f"{path} must hold a plain state dict, names to tensors; take that part out and save it")
     yield found
+
+
+def _unmapped(path: Path) -> MemoryError:
+    size = path.stat().st_size / 1e9
+    return MemoryError(
+        f"the system will not map {path}, {size:.1f} GB, as that is more than its memory; use a machine with more, or "
+        "have it map what it cannot hold (on Linux `sysctl vm.overcommit_memory=1`): weights are read as they are used"
+    )
 
 
 def shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
