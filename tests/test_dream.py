@@ -11,13 +11,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from builders import tiny_world, world_that_ends
+from builders import tiny_world, world_that_ends, write_dataset
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from test_acting import Glow
 
 from worldflow import cli
 from worldflow.checkpoint import save
+from worldflow.data import Dataset
 from worldflow.envs.collect import collect, record_episode
 from worldflow.envs.dreamed_policy import DreamRecord, Evaluation
 from worldflow.envs.latent import LatentObservation
@@ -226,6 +227,32 @@ def test_an_interrupt_before_anything_is_learned_leaves_nothing(
     with pytest.raises(KeyboardInterrupt, match="nothing was learned yet"):
         dream(tiny_world(), tmp_path / "agent.zip", config=small(), progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dreams_start_in_training_episodes_and_go_on_elsewhere_when_resumed(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", lengths=[3, 9, 4, 7, 8, 6, 5, 9])
+    config = small(starts=str(data), num_starts=1000)
+    world, dataset = tiny_world(), Dataset(data)
+    bank = dreaming._starts(world, config)
+    assert bank.frames.shape[1] == 3 and bank.actions.shape[1] == 2
+    expected = [
+        (dataset.frames(number, start, start + 3), dataset.outcomes(number)[0][start : start + 2])
+        for number in dataset.episodes("train").tolist()
+        for start in range(int(dataset.lengths[number]) - 2)
+    ]
+    assert len(bank) == len(expected)
+    for frames, actions in expected:
+        fits = (bank.frames.numpy() == frames).all((1, 2, 3, 4)) & np.isclose(bank.actions, actions).all((1, 2))
+        assert fits.any()
+    assert len(dreaming._starts(world, small(starts=str(data), num_starts=2))) == 2
+    seeds = list[int]()
+    path = tmp_path / "agent.zip"
+    for steps in (32, 64):
+        dream(world, path, config=small(starts=str(data), steps=steps), resume=steps > 32, progress=False)
+        seeds.append(open_agent(path)[1].seed)
+    assert seeds == [0, 32]
+    with pytest.raises(ValueError, match="other spaces than expected"):
+        dreaming._starts(tiny_world(action="discrete"), config)
 
 
 # -- what is wrong ------------------------------------------------------------------------------------------------
