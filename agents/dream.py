@@ -67,7 +67,7 @@ def dream(
 
     Args:
         world: The world, or the folder of its run, by which the policy finds it again.
-        out: The policy's file, `AGENT.zip`.
+        out: The policy's file, `AGENT.zip`; the suffix may be left out.
         config: How to train.
         env: A real environment of pixels to evaluate in; it is not closed.
         resume: Go on from what an earlier training left, up to the steps of `config`.
@@ -83,7 +83,7 @@ def dream(
         KeyboardInterrupt: Somebody interrupted; the message says what was kept.
     """
     config = DreamConfig() if config is None else config
-    path = Path(out)
+    path = Path(out) if Path(out).suffix else Path(out).with_suffix(".zip")
     if path.suffix != ".zip":
         raise ValueError(f"a policy's file must end in .zip, got {str(out)!r}")
     if not resume and path.exists():

@@ -295,12 +295,12 @@ def test_settings_out_of_range_are_refused() -> None:
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     world, path = tiny_world(), tmp_path / "agent.zip"
     with pytest.raises(ValueError, match=r"must end in \.zip"):
-        dream(world, tmp_path / "agent", config=small())
+        dream(world, tmp_path / "agent.pt", config=small())
     with pytest.raises(ValueError, match="does not fit the world"):
         dream(world, path, config=small(), env=Glow(size=8))
     with pytest.raises(FileNotFoundError, match=r"no .*agent\.json"):
         dream(world, path, config=small(), resume=True)
-    dream(world, path, config=small(steps=32), progress=False)
+    assert dream(world, tmp_path / "agent", config=small(steps=32), progress=False).agent == path
     with pytest.raises(FileExistsError, match="resume it, remove it"):
         dream(world, path, config=small())
     with pytest.raises(ValueError, match="trained with stack 2, which cannot change in between; got 3"):
