@@ -27,14 +27,14 @@ from worldflow.envs.snapshots import Snapshot
 from worldflow.flow import Guidance
 from worldflow.state import WorldState
 from worldflow.threads import use_one_thread_after_fork
-from worldflow.world import WorldModel
+from worldflow.world import Contexts, WorldModel
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, Float64, Shaped, UInt8
 
     from worldflow.types import Transition
 
-__all__ = ["ImaginedEpisodes", "NonFiniteError", "Outcome"]
+__all__ = ["ImaginedEpisodes", "NonFiniteError", "Outcome", "opened"]
 
 _HORIZON = 200
 
@@ -97,7 +97,7 @@ class ImaginedEpisodes:
         device: str | torch.device | None = None,
     ) -> None:
         use_one_thread_after_fork()
-        self.world = _opened(world, device)
+        self.world = opened(world, device)
         self.options = options
         self._data = self.world.config.data
         self.bytes_per_row = bytes_per_episode(self.world, is_guided=options.guidance > 0)
@@ -132,6 +132,11 @@ class ImaginedEpisodes:
         if self._state is None:
             raise ResetNeeded("no episode has started yet; call reset() first")
         return self._state
+
+    @property
+    def contexts(self) -> Contexts | None:
+        """The bank of pasts, or None where there is none."""
+        return self._pasts.contexts
 
     @property
     def latents(self) -> Float32[np.ndarray, "episode token latent"]:
@@ -379,7 +384,12 @@ class ImaginedEpisodes:
         return actions
 
 
-def _opened(world: str | os.PathLike[str] | WorldModel, device: str | torch.device | None) -> WorldModel:
+def opened(world: str | os.PathLike[str] | WorldModel, device: str | torch.device | None = None) -> WorldModel:
+    """A world that is ready to be stepped: read from its run's folder, or the given one.
+
+    Raises:
+        ValueError: If the given world is on another device, or in training mode.
+    """
     if not isinstance(world, WorldModel):
         return load(world, device="cpu" if device is None else device)
     if device is not None and torch.device(device).type != world.device.type:
