@@ -25,9 +25,8 @@ from worldflow.agents.plan import Planner
 from worldflow.agents.result import Plan
 from worldflow.agents.rollout import check_count
 from worldflow.metrics import bootstrap_interval
-from worldflow.spaces import action_spec, differences, frame_shape
 from worldflow.state import WorldState
-from worldflow.types import DataSpec, Episode, Generators
+from worldflow.types import Episode, Generators
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
@@ -230,11 +229,13 @@ def act(
         ValueError, TypeError: If a number is out of range, or the environment's frames or actions are not the world's.
         RuntimeError: If the environment raises; the steps before that have been yielded as an episode with an `error`.
     """
+    from worldflow.envs.observations import check_fits
+
     check_count("episodes", episodes)
     check_count("seed", seed, minimum=0)
     if max_steps is not None:
         check_count("max_steps", max_steps)
-    _check_fits(pilot.world, env)
+    check_fits(pilot.world.config.data, env)
     limits = (max_steps, None if env.spec is None else env.spec.max_episode_steps)
     limit = min((limit for limit in limits if limit is not None), default=DEFAULT_MAX_STEPS)
     return _episodes(pilot, env, episodes, seed, limit, progress=progress)
@@ -334,24 +335,3 @@ def _play(
         error=None if failure is None else f"{type(failure).__name__}: {failure}",
     )
     return played, failure
-
-
-def _check_fits(world: WorldModel, env: gym.Env[Any, Any]) -> None:
-    """Refuse an environment that shows or takes something else than the world knows."""
-    from minari.serialization import serialize_space
-
-    try:
-        observation_space, action_space = (str(serialize_space(s)) for s in (env.observation_space, env.action_space))
-        spec = DataSpec(
-            frame_shape=frame_shape(observation_space),
-            action=action_spec(action_space),
-            observation_space=observation_space,
-            action_space=action_space,
-        )
-    except NotImplementedError as error:
-        raise ValueError(f"an environment must have plain spaces: {error}") from error
-    if found := differences(world.config.data, spec):
-        raise ValueError(
-            f"the environment does not fit the world: {'; '.join(found)}; make it as the recorded one was, "
-            "or learn a world from recordings of this one"
-        )

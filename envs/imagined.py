@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from worldflow.types import Transition
 
-__all__ = ["ImaginedEpisodes", "NonFiniteError", "Outcome"]
+__all__ = ["ImaginedEpisodes", "NonFiniteError", "Outcome", "opened"]
 
 _HORIZON = 200
 
@@ -95,7 +95,7 @@ class ImaginedEpisodes:
         device: str | torch.device | None = None,
     ) -> None:
         use_one_thread_after_fork()
-        self.world = _opened(world, device)
+        self.world = opened(world, device)
         self.options = options
         self._data = self.world.config.data
         self.bytes_per_row = bytes_per_episode(self.world, is_guided=options.guidance > 0)
@@ -372,7 +372,12 @@ class ImaginedEpisodes:
         return actions
 
 
-def _opened(world: str | os.PathLike[str] | WorldModel, device: str | torch.device | None) -> WorldModel:
+def opened(world: str | os.PathLike[str] | WorldModel, device: str | torch.device | None = None) -> WorldModel:
+    """A world that is ready to be stepped: read from its run's folder, or the given one.
+
+    Raises:
+        ValueError: If the given world is on another device, or in training mode.
+    """
     if not isinstance(world, WorldModel):
         return load(world, device="cpu" if device is None else device)
     if device is not None and torch.device(device).type != world.device.type:

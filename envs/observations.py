@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 
+from worldflow.spaces import action_spec, differences, frame_shape
+from worldflow.types import DataSpec
+
 if TYPE_CHECKING:
     from worldflow.envs.imagined import ImaginedEpisodes
     from worldflow.world import WorldModel
 
-__all__ = ["Observer", "recorded_action_space"]
+__all__ = ["Observer", "check_fits", "recorded_action_space"]
 
 
 class Observer:
@@ -59,6 +62,31 @@ class Observer:
 def recorded_action_space(world: WorldModel) -> gym.Space[Any]:
     """The action space of the environment that a world was learned from."""
     return _recorded_space(world.config.data.action_space)
+
+
+def check_fits(data: DataSpec, env: gym.Env[Any, Any]) -> None:
+    """Refuse an environment that shows or takes something else than a world knows.
+
+    Raises:
+        ValueError: If its frames or actions differ; the message names every difference.
+    """
+    from minari.serialization import serialize_space
+
+    try:
+        observation_space, action_space = (str(serialize_space(s)) for s in (env.observation_space, env.action_space))
+        spec = DataSpec(
+            frame_shape=frame_shape(observation_space),
+            action=action_spec(action_space),
+            observation_space=observation_space,
+            action_space=action_space,
+        )
+    except NotImplementedError as error:
+        raise ValueError(f"an environment must have plain spaces: {error}") from error
+    if found := differences(data, spec):
+        raise ValueError(
+            f"the environment does not fit the world: {'; '.join(found)}; make it as the recorded one was, "
+            "or learn a world from recordings of this one"
+        )
 
 
 def _recorded_space(text: str) -> gym.Space[Any]:
