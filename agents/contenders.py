@@ -12,7 +12,6 @@ A contender is named by words, as on a command line:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shlex
@@ -190,9 +189,7 @@ def _policy(name: str, spec: str, run: str | Path, world: WorldModel, spaces: Ma
     if not spec.endswith(".zip"):
         make_policy(spec, **spaces)  # now, not after others have played for hours
         about = {"random": "uniform actions", "smooth": "random actions, correlated in time"}.get(spec, spec)
-        return Contender(
-            name=name, about=about, identity=spec, make=lambda: make_policy(spec, **spaces), real_steps=0
-        )
+        return Contender(name=name, about=about, identity=spec, make=lambda: make_policy(spec, **spaces), real_steps=0)
     raise NotImplementedError
 
 

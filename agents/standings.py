@@ -102,9 +102,7 @@ class Standing:
         }
 
 
-def play_episode(
-    policy: Policy, env: gym.Env[Any, Any], *, seed: int, max_steps: int
-) -> tuple[PlayedEpisode, Episode]:
+def play_episode(policy: Policy, env: gym.Env[Any, Any], *, seed: int, max_steps: int) -> tuple[PlayedEpisode, Episode]:
     """Play one real episode.
 
     Args:
