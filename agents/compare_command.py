@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from worldflow.agents.evaluate import CompareConfig, compare
+from worldflow.agents.compare_config import CompareConfig
 from worldflow.agents.real_env import env_arguments
 
 __all__ = ["CompareCommand"]
@@ -40,6 +40,8 @@ class CompareCommand:
         """Compare."""
         from gymnasium import error as gym_error
 
+        from worldflow.agents.evaluate import compare
+
         try:
             evidence = compare(
                 self.run,
@@ -56,9 +58,7 @@ class CompareCommand:
         files = {"report": str(Path(self.out) / "report.html"), "numbers": str(Path(self.out) / "evidence.json")}
         if self.json:
             return files | evidence.to_plain()
-        from worldflow.agents.evidence_report import estimate_text
-
-        shown: dict[str, Any] = {one.name: estimate_text(one.mean) for one in evidence.standings}
+        shown: dict[str, Any] = {one.name: one.mean.text() for one in evidence.standings}
         if evidence.agreement is not None:
-            shown["rank correlation, imagined against real"] = estimate_text(evidence.agreement.rank, ".2f")
+            shown["rank correlation, imagined against real"] = evidence.agreement.rank.text(".2f")
         return shown | files

@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from worldflow.envs.dreamed_policy import DreamedPolicy, DreamRecord, is_dreamed
 from worldflow.envs.policies import Policy, make_policy
+from worldflow.fingerprint import world_fingerprint
 from worldflow.shipped import run_folder
 from worldflow.world import WorldModel
 
@@ -190,7 +192,35 @@ def _policy(name: str, spec: str, run: str | Path, world: WorldModel, spaces: Ma
         make_policy(spec, **spaces)  # now, not after others have played for hours
         about = {"random": "uniform actions", "smooth": "random actions, correlated in time"}.get(spec, spec)
         return Contender(name=name, about=about, identity=spec, make=lambda: make_policy(spec, **spaces), real_steps=0)
-    raise NotImplementedError
+    if not Path(spec).is_file():
+        raise FileNotFoundError(f"contender {spec!r}: there is no such file")
+    identity = hashlib.blake2b(Path(spec).read_bytes(), digest_size=8).hexdigest()
+    if not is_dreamed(spec):
+        agent = make_policy(spec, **spaces)
+        about = "an agent that Stable-Baselines3 saved"
+        return Contender(name=name, about=about, identity=identity, make=lambda: agent, real_steps=None)
+    record = DreamRecord.read(spec)
+    own = world if record.fingerprint == world_fingerprint(world) else None
+    policy = DreamedPolicy.load(spec, own)
+    policy.check_fits(spaces["observation_space"], spaces["action_space"])
+
+    def make() -> Policy:  # one network and one eye for all, and a memory for each
+        sees = {"observation": record.observation, "stack": record.stack, "frame_shape": record.frame_shape}
+        return DreamedPolicy(policy.agent, policy.world, **sees)
+
+    about, steps = _about(record, Recordings.of_run(run).steps if own is not None else None)
+    return Contender(name=name, about=about, identity=identity, make=make, real_steps=steps)
+
+
+def _about(record: DreamRecord, recorded_steps: int | None) -> tuple[str, int | None]:
+    """Who trained an agent on what, and on how many real steps."""
+    sees = f"{record.algorithm} on {'the tokens' if record.observation == 'latent' else 'the pixels'} of {record.stack}"
+    if record.config.get("trained") == "real":
+        eye = ", by a codec that was trained on the recordings" if record.observation == "latent" else ""
+        return f"trained in the real environment: {sees} frames{eye}", record.steps
+    looks = sum(len(one.real_returns) for one in record.history)
+    choice = f"; the best of {len(record.history)} by {looks} further real episodes" if looks else ""
+    return f"trained in a dream of {record.steps} steps: {sees} frames{choice}", recorded_steps
 
 
 def _parsed(kind: Any, options: Sequence[str], prog: str) -> Any:

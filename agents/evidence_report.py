@@ -8,11 +8,10 @@ from pathlib import Path
 from worldflow.agents.agreement import SOLVED_WITHIN, Agreement
 from worldflow.agents.evidence import Evidence
 from worldflow.agents.evidence_figures import gap_figure, returns_figure, scatter_figure
-from worldflow.agents.standings import Estimate
 from worldflow.report import Report
 from worldflow.strips import strip_figure
 
-__all__ = ["estimate_text", "write_report"]
+__all__ = ["write_report"]
 
 
 def write_report(evidence: Evidence, path: str | os.PathLike[str]) -> Path:
@@ -46,13 +45,6 @@ def write_report(evidence: Evidence, path: str | os.PathLike[str]) -> Path:
     return report.write(path)
 
 
-def estimate_text(estimate: Estimate, spec: str = ".4g") -> str:
-    """A number with its interval in words, such as `12 (10 to 15)`."""
-    if estimate.low is None or estimate.high is None:
-        return format(estimate.value, spec)
-    return f"{estimate.value:{spec}} ({estimate.low:{spec}} to {estimate.high:{spec}})"
-
-
 def _returns(report: Report, evidence: Evidence) -> None:
     reference = evidence.standing(evidence.reference)
     ahead = f"ahead of {reference.name}"
@@ -65,7 +57,7 @@ def _returns(report: Report, evidence: Evidence) -> None:
                 one.real_steps,
                 one.mean.value,
                 "" if one.mean.low is None else f"{one.mean.low:.4g} to {one.mean.high:.4g}",
-                "" if one is reference else estimate_text(one.ahead_of(reference)),
+                "" if one is reference else one.ahead_of(reference).text(),
                 plain["mean_length"],
                 1e3 * plain["seconds_per_decision"],
             ]
@@ -100,7 +92,7 @@ def _imagined(report: Report, found: Agreement) -> None:
         ),
         "without starts that are solved already": found.rank_unsolved,
     }
-    report.text("\n".join(f"- {name}: **{estimate_text(one, '.2f')}**" for name, one in lines.items() if one))
+    report.text("\n".join(f"- {name}: **{one.text('.2f')}**" for name, one in lines.items() if one))
     report.figure(scatter_figure(found), "A strong point a policy, a faint one each of its starts; square: replayed")
     report.figure(scatter_figure(found, is_penalized=True), "The same with the in-distribution term")
     report.figure(gap_figure(found), "Imagined minus real return up to each step, the mean over policies and starts")

@@ -212,6 +212,7 @@ def _needs_only_frames(policy: Policy, starts: Starts, env: gym.Env[Any, Any]) -
     return True
 
 
+@torch.no_grad()
 def _imagined(
     world: WorldModel,
     env: gym.Env[Any, Any],

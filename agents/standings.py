@@ -38,6 +38,12 @@ class Estimate:
         low, high = bootstrap_interval(values)
         return cls(value=float(np.mean(values)), low=float(low), high=float(high))
 
+    def text(self, spec: str = ".4g") -> str:
+        """In words, such as `12 (10 to 15)`."""
+        if self.low is None or self.high is None:
+            return format(self.value, spec)
+        return f"{self.value:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlayedEpisode:
