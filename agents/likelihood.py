@@ -17,7 +17,7 @@ from worldflow.world import WorldModel
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64, UInt8
 
-__all__ = ["GoalLikelihood", "InDistribution"]
+__all__ = ["GoalLikelihood", "InDistribution", "log_density"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ class GoalLikelihood(Term):
         for k in self.steps_read(len(rollout.transitions)):
             features = self.world.encode_actions(rollout.actions[:, k])
             draws = [
-                _log_density(self.world, rollout.states[k], features, noisy[goal], self._codes[goal])
+                log_density(self.world, rollout.states[k], features, noisy[goal], self._codes[goal])
                 for noisy in self._noisy
             ]
             scores.append(torch.stack(draws).mean(dim=0))
@@ -142,12 +142,12 @@ class InDistribution(Term):
         scores = []
         for t, transition in enumerate(rollout.transitions):
             x = self.world.flow.from_deep(transition.latent)
-            scores.append(_log_density(self.world, rollout.states[t], None, x, x))
+            scores.append(log_density(self.world, rollout.states[t], None, x, x))
         score = torch.stack(scores).mean(dim=0) / self.world.config.flow.frame_dim + self.world.noise_floor
         return self.weight * score
 
 
-def _log_density(
+def log_density(
     world: WorldModel,
     state: WorldState,
     features: Float[Tensor, "row feature"] | None,

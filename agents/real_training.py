@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
+from tyro.conf import Suppress
 
-from worldflow.agents.dream import DreamConfig, make_agent, scaled_rewards
+from worldflow.agents.dream import _agent as make_agent
+from worldflow.agents.dream import _scaled as scaled_rewards
+from worldflow.agents.dream_config import DreamConfig
 from worldflow.agents.rollout import check_count
 from worldflow.atomic import replacing
 from worldflow.envs.dreamed_policy import DreamRecord
@@ -57,6 +60,8 @@ class RealTraining:
     """Steps between two saves, from which an interrupted training goes on."""
     seed: int = 0
     """Of everything."""
+    settings: Suppress[Mapping[str, Any]] = field(default_factory=dict)
+    """Further arguments of the algorithm, by Stable-Baselines3's names."""
 
     def __post_init__(self) -> None:
         check_count("save_every", self.save_every)

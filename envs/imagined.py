@@ -25,7 +25,7 @@ from worldflow.envs.snapshots import Snapshot
 from worldflow.flow import Guidance
 from worldflow.state import WorldState
 from worldflow.threads import use_one_thread_after_fork
-from worldflow.world import WorldModel
+from worldflow.world import Contexts, WorldModel
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, Float64, Shaped, UInt8
@@ -125,6 +125,11 @@ class ImaginedEpisodes:
         if self._state is None:
             raise ResetNeeded("no episode has started yet; call reset() first")
         return self._state
+
+    @property
+    def contexts(self) -> Contexts | None:
+        """The bank of pasts, or None where there is none."""
+        return self._pasts.contexts
 
     @property
     def latents(self) -> Float32[np.ndarray, "episode token latent"]:

@@ -7,7 +7,7 @@ world goes on from the codes of what was shown (`FlowConfig.has_shown`), and noi
 elsewhere, with noise drawn anew for every frame, as in a dream. One frame is encoded a step.
 
 A velocity needs two frames and an acceleration three, so that `stack` of them stand one behind the other, the oldest
-first. An episode begins with its first frame repeated. Dreams are stacked by the same `LatentStack`.
+first. An episode begins with its first frame repeated. Dreams are stacked by the same `FrameStack`.
 """
 
 from __future__ import annotations
@@ -21,40 +21,61 @@ import numpy as np
 import torch
 
 from worldflow.envs.imagined import opened
-from worldflow.envs.observations import check_fits
+from worldflow.envs.observations import check_fits, token_space
 from worldflow.envs.options import whole
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32, UInt8
+    from jaxtyping import Float32, Shaped, UInt8
 
-__all__ = ["FrameReader", "LatentObservation", "LatentStack", "latent_space"]
+__all__ = ["FrameReader", "FrameStack", "LatentObservation"]
 
 
-class LatentStack:
-    """The last tokens of episodes side by side.
+class FrameStack:
+    """The last frames of episodes side by side, pixels or tokens.
 
     Args:
         num_rows: Episodes.
         stack: Frames that are remembered of each.
-        size: Numbers in a frame's tokens.
+        space: Of one frame: pixels are stacked along their channels, anything else becomes one row of numbers.
+
+    Attributes:
+        space: The space of what is remembered of one episode.
     """
 
-    def __init__(self, num_rows: int, stack: int, size: int) -> None:
-        self._seen = np.zeros((num_rows, whole("stack", stack), size), np.float32)
+    def __init__(self, num_rows: int, stack: int, space: gym.Space[Any]) -> None:
+        assert isinstance(space, gym.spaces.Box) and space.dtype is not None
+        self._is_pixels = space.dtype == np.uint8
+        self._seen = np.zeros((num_rows, whole("stack", stack), *space.shape), space.dtype)
+        low, high = space.low.min(), space.high.max()
+        self.space = gym.spaces.Box(low, high, self.all().shape[1:], space.dtype.type)
 
-    def start(self, rows: Sequence[int], latents: Float32[np.ndarray, "row *token"]) -> None:
+    def start(self, rows: Sequence[int], frames: Shaped[np.ndarray, "row *frame"]) -> None:
         """Begin episodes in some rows: their first frame, repeated."""
-        self._seen[list(rows)] = latents.reshape(len(rows), 1, -1)
+        self._seen[list(rows)] = frames[:, None]
 
-    def push(self, latents: Float32[np.ndarray, "episode *token"]) -> None:
+    def fill(self, row: int, frames: Shaped[np.ndarray, "past *frame"]) -> None:
+        """Put what came before into an episode that has begun, the latest frame last, as far as there is room."""
+        room = min(len(frames), self._seen.shape[1] - 1)
+        if room:
+            self._seen[row, -1 - room : -1] = frames[len(frames) - room :]
+            self._seen[row, : -1 - room] = frames[len(frames) - room]
+
+    def push(self, frames: Shaped[np.ndarray, "episode *frame"]) -> None:
         """Remember the next frame of every row, and forget the oldest."""
         self._seen[:, :-1] = self._seen[:, 1:]
-        self._seen[:, -1] = latents.reshape(len(self._seen), -1)
+        self._seen[:, -1] = frames
 
-    def all(self) -> Float32[np.ndarray, "episode stack*token*latent"]:
-        """A copy of what is remembered, the oldest frame first."""
-        return self._seen.reshape(len(self._seen), -1).copy()
+    def row(self, index: int) -> np.ndarray:
+        """A copy of what is remembered of one episode."""
+        return self.all()[index]
+
+    def all(self) -> np.ndarray:
+        """A copy of what is remembered, the oldest frame first: `(episode, stack * token * latent)` or pixels."""
+        if not self._is_pixels:
+            return self._seen.reshape(len(self._seen), -1).copy()
+        seen = self._seen if self._seen.ndim == 5 else self._seen[..., None]  # gray ones have no channel axis
+        return np.concatenate(list(np.moveaxis(seen, 1, 0)), axis=-1)
 
 
 class FrameReader:
@@ -102,9 +123,8 @@ class LatentObservation(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         super().__init__(env)
         self.world = opened(world)
         check_fits(self.world.config.data, env)
-        self.observation_space = latent_space(self.world, stack)
-        flow = self.world.config.flow
-        self._stack, self._reader = LatentStack(1, stack, flow.frame_dim), FrameReader(self.world)
+        self._stack, self._reader = FrameStack(1, stack, token_space(self.world)), FrameReader(self.world)
+        self.observation_space = self._stack.space
         self._is_seeded = False
         self.frame: UInt8[np.ndarray, "row column channel"] = np.zeros(self.world.config.data.frame_shape, np.uint8)
 
@@ -117,20 +137,14 @@ class LatentObservation(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
             self._reader.seed(int(np.random.default_rng(seed).integers(2**62)))
             self._is_seeded = True
         self._stack.start([0], self._read(observation)[None])
-        return self._stack.all()[0], info
+        return self._stack.row(0), info
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
         """Do it, and see what comes of it."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._stack.push(self._read(observation)[None])
-        return self._stack.all()[0], reward, terminated, truncated, info
+        return self._stack.row(0), reward, terminated, truncated, info
 
     def _read(self, observation: np.ndarray) -> Float32[np.ndarray, "token latent"]:
         self.frame = np.array(observation).reshape(self.world.config.data.frame_shape)
         return self._reader(self.frame)
-
-
-def latent_space(world: WorldModel, stack: int) -> gym.spaces.Box:
-    """The space of `stack` frames' tokens, one behind the other: all finite float32 numbers."""
-    most = np.finfo(np.float32).max
-    return gym.spaces.Box(-most, most, (whole("stack", stack) * world.config.flow.frame_dim,), np.float32)

@@ -21,7 +21,7 @@ from worldflow.envs.observations import Observer, recorded_action_space
 from worldflow.envs.options import EpisodeOptions, whole
 from worldflow.envs.snapshots import Snapshot
 from worldflow.state import WorldState
-from worldflow.world import WorldModel
+from worldflow.world import Contexts, WorldModel
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float64, UInt8
@@ -91,6 +91,16 @@ class LearnedVectorEnv(VectorEnv[Any, Any, np.ndarray]):
     def horizon(self) -> int:
         """Steps after which an episode is truncated."""
         return self._episodes.horizon
+
+    @horizon.setter
+    def horizon(self, steps: int) -> None:
+        """Episodes that start from now on take that many; those that have begun keep theirs."""
+        self._episodes.horizon = whole("horizon", steps)
+
+    @property
+    def contexts(self) -> Contexts | None:
+        """The bank of pasts that episodes start after, or None where they start from something else."""
+        return self._episodes.contexts
 
     @property
     def state(self) -> WorldState:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from worldflow.envs.imagined import ImaginedEpisodes
     from worldflow.world import WorldModel
 
-__all__ = ["Observer", "check_fits", "recorded_action_space"]
+__all__ = ["Observer", "check_fits", "recorded_action_space", "token_space"]
 
 
 class Observer:
@@ -36,9 +36,7 @@ class Observer:
         pixels = _recorded_space(episodes.world.config.data.observation_space)
         assert pixels.shape is not None
         self._shape = pixels.shape
-        flow, most = episodes.world.config.flow, np.finfo(np.float32).max
-        latent = gym.spaces.Box(-most, most, (flow.num_tokens, flow.latent_dim), np.float32)
-        spaces = {"pixels": pixels, "latent": latent}
+        spaces = {"pixels": pixels, "latent": token_space(episodes.world)}
         self.space: gym.Space[Any] = gym.spaces.Dict(spaces) if self._kind == "dict" else spaces[self._kind]
 
     def all(self) -> Any:
@@ -62,6 +60,12 @@ class Observer:
 def recorded_action_space(world: WorldModel) -> gym.Space[Any]:
     """The action space of the environment that a world was learned from."""
     return _recorded_space(world.config.data.action_space)
+
+
+def token_space(world: WorldModel) -> gym.spaces.Box:
+    """The space of a frame's tokens, which are unbounded: all finite float32 numbers."""
+    flow, most = world.config.flow, np.finfo(np.float32).max
+    return gym.spaces.Box(-most, most, (flow.num_tokens, flow.latent_dim), np.float32)
 
 
 def check_fits(data: DataSpec, env: gym.Env[Any, Any]) -> None:

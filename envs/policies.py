@@ -10,7 +10,8 @@ A policy has a name, for the command line and for the record:
 - `smooth`: every action uniform in its bounds too, but neighbors are correlated over a time drawn per episode.
 - `MODULE:CALLABLE`: a function `(observation, info, generator) -> action`, or a class that is called with the
   action space and gives such an object. Modules in the working folder are found.
-- `FILE.zip`: an agent saved by Stable-Baselines3, from images or from the state vector in `info["state"]`.
+- `FILE.zip`: an agent saved by Stable-Baselines3, from images or from the state vector in `info["state"]`; or one
+  that `worldflow dream` trained, which its side file `FILE.json` tells.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from worldflow.envs.dreamed_policy import DreamedPolicy, is_dreamed
 from worldflow.envs.saved_agent import SavedAgent
 from worldflow.hints import did_you_mean
 
@@ -211,6 +213,10 @@ def make_policy(
     builtin = {"random": Random, "smooth": Smooth}
     if policy in builtin:
         return builtin[policy](action_space)
+    if policy.endswith(".zip") and is_dreamed(policy):
+        dreamed = DreamedPolicy.load(policy, is_deterministic=False)
+        dreamed.check_fits(observation_space, action_space)
+        return dreamed
     if policy.endswith(".zip"):
         return SavedAgent(policy, observation_space=observation_space, action_space=action_space)
     if ":" in policy:

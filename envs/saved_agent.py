@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-__all__ = ["SavedAgent"]
+__all__ = ["SavedAgent", "open_agent", "predicted", "randomness_put_back"]
 
 
 class SavedAgent:
@@ -42,15 +42,7 @@ class SavedAgent:
     def __init__(
         self, path: str | Path, *, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
     ) -> None:
-        name = _algorithm(Path(path))
-        try:
-            algorithms = importlib.import_module("stable_baselines3")
-        except ImportError as error:
-            raise ImportError(
-                f"{path} was saved by Stable-Baselines3, which is not installed; run `pip install 'worldflow[agents]'`"
-            ) from error
-        with _randomness_put_back():
-            self._agent = getattr(algorithms, name).load(path, device="cpu")
+        name, self._agent = open_agent(path)
         self._is_stochastic = name in ("PPO", "A2C", "SAC")
         if self._agent.action_space != action_space:
             raise ValueError(f"{path} acts in {self._agent.action_space}, the environment in {action_space}")
@@ -68,15 +60,45 @@ class SavedAgent:
         seen = observation if self._sees_pixels else np.asarray(info.get("state", ()))
         if not self._sees_pixels and seen.shape != expected:
             raise ValueError(f'the agent needs a state of shape {expected} in info["state"], got {seen.shape}')
-        # The agent draws from torch's own generator, which is put back as it was.
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(int(generator.integers(2**63)))
-            return self._agent.predict(seen, deterministic=not self._is_stochastic)[0]
+        return predicted(self._agent, seen, generator if self._is_stochastic else None)
+
+
+def open_agent(path: str | Path) -> tuple[str, Any]:
+    """The name of an agent's algorithm, and the agent; all global generators stay as they are.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: The file is not there, Stable-Baselines3 is not installed, or it
+            did not save the file.
+    """
+    name = _algorithm(Path(path))
+    try:
+        algorithms = importlib.import_module("stable_baselines3")
+    except ImportError as error:
+        raise ImportError(
+            f"{path} was saved by Stable-Baselines3, which is not installed; run `pip install 'worldflow[agents]'`"
+        ) from error
+    with randomness_put_back():
+        return name, getattr(algorithms, name).load(path, device="cpu")
+
+
+def predicted(agent: Any, observation: np.ndarray, generator: np.random.Generator | None) -> np.ndarray:
+    """An agent's action: drawn as `generator` says, or the best one without.
+
+    Agents draw from torch's own generator, which is put back as it was.
+    """
+    if generator is None:
+        return agent.predict(observation, deterministic=True)[0]
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(int(generator.integers(2**63)))
+        return agent.predict(observation, deterministic=False)[0]
 
 
 @contextmanager
-def _randomness_put_back() -> Iterator[None]:
-    # Loading initializes networks, and seeds every global generator where the agent was trained with a seed.
+def randomness_put_back() -> Iterator[None]:
+    """Leave all global generators as they were.
+
+    Making or loading an agent initializes networks, and seeds every global generator where it has a seed.
+    """
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=()):
         try:

@@ -11,7 +11,9 @@ import torch
 from builders import tiny_world, world_that_ends
 from lamp import Lamp, Press, PressByState
 
+from worldflow.agents import imagined_returns as module
 from worldflow.agents.imagined_returns import Hold, draw_starts, measure_returns, real_returns
+from worldflow.agents.likelihood import log_density
 from worldflow.envs.policies import Random
 
 SHAPE = (16, 16, 3)
@@ -29,7 +31,8 @@ def test_real_returns_are_what_was_paid_until_the_end() -> None:
 
 
 @pytest.mark.parametrize("kind", [Press, PressByState])
-def test_imagined_returns_are_those_of_a_naive_loop(kind: type[Press]) -> None:
+def test_imagined_returns_are_those_of_a_naive_loop(kind: type[Press], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_usual_likeness", lambda world, starts: 50.0)
     world, env, samples, horizon = world_that_ends(0.25, shown=True), Lamp(), 2, 3
     starts = draw_starts(env, Random(env.action_space), count=2, past=2, frame_shape=SHAPE)
     found = measure_returns("press", lambda: kind(0.1), world, env, starts, horizon=horizon, samples=samples, seed=3)
@@ -37,15 +40,20 @@ def test_imagined_returns_are_those_of_a_naive_loop(kind: type[Press]) -> None:
 
     generator = torch.Generator().manual_seed(3)
     state = world.start(torch.from_numpy(starts.frames), torch.from_numpy(starts.actions), generator=generator)
-    state, expected = state.repeat(samples), np.zeros((4, horizon))
+    state, expected, strange = state.repeat(samples), np.zeros((4, horizon)), np.zeros((4, horizon))
     for t in range(horizon):
         action = torch.tensor([[0.3 + 0.1 * t, 0.0]] * 4, dtype=torch.float32)  # what it does after two frames of past
+        before = state
         transition, state = world.step(state, action, generator=generator)
         expected[:, t] = 0.75**t * transition.reward_mean.numpy()
-    expected = expected.reshape(2, samples, horizon).mean(1).cumsum(1)
+        x = world.flow.from_deep(transition.latent)
+        with torch.no_grad():
+            density = log_density(world, before, None, x, x) / world.config.flow.frame_dim + world.noise_floor
+        strange[:, t] = 0.75**t * (50.0 - density.numpy())
+    expected, strange = (values.reshape(2, samples, horizon).mean(1).cumsum(1) for values in (expected, strange))
     np.testing.assert_allclose(found.imagined, expected, rtol=1e-5)
+    np.testing.assert_allclose(found.strangeness, strange, rtol=1e-5)
     np.testing.assert_allclose(found.real, [np.cumsum([0.3, 0.4, 0.5])] * 2, rtol=1e-5)
-    assert (found.strangeness >= 0).all() and found.strangeness[:, -1].max() > 0
     np.testing.assert_allclose(found.penalized(2.0), found.imagined - 2 * found.strangeness)
 
 
@@ -83,3 +91,13 @@ def test_starts_that_cannot_be_reached_or_repeated_are_errors() -> None:
         real_returns(Press(0.0), env, starts, horizon=2)
     with pytest.raises(ValueError, match="horizon must be at least 1"):
         measure_returns("press", lambda: Press(0.0), tiny_world(), env, starts, horizon=0)
+
+
+def test_usual_are_the_last_frames_of_recorded_pasts() -> None:
+    world, env = tiny_world(contexts=0), Lamp()
+    starts = draw_starts(env, Random(env.action_space), count=2, past=2, frame_shape=SHAPE)
+    frames, actions = torch.from_numpy(starts.frames), torch.from_numpy(starts.actions)
+    generator = torch.Generator().manual_seed(0)
+    expected = world.log_prob(frames, actions, hide_actions=True, generator=generator).frame[:, -1]
+    found = module._usual_likeness(world, starts)
+    assert found == pytest.approx(float(expected.mean()) / world.config.flow.frame_dim + world.noise_floor, rel=1e-5)

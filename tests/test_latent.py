@@ -12,7 +12,7 @@ from builders import tiny_world, world_that_ends
 from gymnasium import spaces
 
 from worldflow.envs import LearnedEnv
-from worldflow.envs.latent import FrameReader, LatentObservation, LatentStack
+from worldflow.envs.latent import FrameReader, FrameStack, LatentObservation
 
 
 class Replay(gym.Env[np.ndarray, np.ndarray]):
@@ -93,14 +93,37 @@ def test_frames_stand_one_behind_the_other_and_the_first_is_repeated(stack: int)
                 assert (reward, terminated, truncated, info) == (t + 1, t == 3, False, {"kept": 4})
 
 
-def test_rows_start_without_their_neighbors() -> None:
-    rows = LatentStack(2, 2, 1)
-    rows.start([0, 1], np.array([[1.0], [2.0]], np.float32))
-    rows.push(np.array([[3.0], [4.0]], np.float32))
+def test_rows_start_without_their_neighbors_and_can_be_told_what_came_before() -> None:
+    rows = FrameStack(2, 3, spaces.Box(-9, 9, (1, 1), np.float32))
+
+    def frames(*values: float) -> np.ndarray:
+        return np.array(values, np.float32).reshape(-1, 1, 1)
+
+    rows.start([0, 1], frames(1, 2))
+    rows.push(frames(3, 4))
     before = rows.all()
-    assert before.tolist() == [[1, 3], [2, 4]]
-    rows.start([1], np.array([[9.0]], np.float32))
-    assert rows.all().tolist() == [[1, 3], [9, 9]] and before.tolist() == [[1, 3], [2, 4]]
+    assert before.tolist() == [[1, 1, 3], [2, 2, 4]] and before.dtype == np.float32
+    rows.start([1], frames(9))
+    assert rows.all().tolist() == [[1, 1, 3], [9, 9, 9]] and before.tolist() == [[1, 1, 3], [2, 2, 4]]
+    rows.fill(1, frames(6, 7, 8))
+    assert rows.row(1).tolist() == [7, 8, 9]
+    rows.fill(0, frames(2))
+    assert rows.row(0).tolist() == [2, 2, 3]
+    rows.fill(0, frames())
+    assert rows.row(0).tolist() == [2, 2, 3]
+    assert rows.space == spaces.Box(-9, 9, (3,), np.float32)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3), (5, 4)])
+def test_pixels_are_stacked_along_their_channels(shape: tuple[int, ...]) -> None:
+    rows = FrameStack(1, 2, spaces.Box(0, 255, shape, np.uint8))
+    first, second = np.random.default_rng(0).integers(0, 256, (2, 1, *shape), dtype=np.uint8)
+    rows.start([0], first)
+    rows.push(second)
+    channels = 3 if len(shape) == 3 else 1
+    assert rows.space == spaces.Box(0, 255, (5, 4, 2 * channels), np.uint8)
+    np.testing.assert_array_equal(rows.row(0)[..., :channels].reshape(shape), first[0])
+    np.testing.assert_array_equal(rows.row(0)[..., channels:].reshape(shape), second[0])
 
 
 def test_each_frame_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:

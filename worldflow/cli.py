@@ -1,4 +1,4 @@
-"""The command line: `worldflow collect | train | generate | evaluate | score | plan | compare | improve | ship | ...`.
+"""The command line: `worldflow COMMAND`, as `COMMANDS` lists them.
 
 Each command is one dataclass, whose fields are its options and their docstrings its help. A command that cannot do what
 it was asked says why in one line on stderr and ends with 1; one that was not understood, with 2; `score
@@ -26,6 +26,7 @@ from worldflow import __version__
 from worldflow.ablation import DenoiseBench
 from worldflow.agents.command import PlanCommand
 from worldflow.agents.compare_command import CompareCommand
+from worldflow.agents.dream_command import DreamCommand
 from worldflow.agents.improve_command import ImproveCommand
 from worldflow.bench import DensityBench
 from worldflow.bench_speed import DataBench, SampleBench, StepBench, TrainBench
@@ -315,6 +316,7 @@ COMMANDS: dict[str, type | dict[str, type]] = {
     "evaluate": Evaluate,
     "score": Score,
     "plan": PlanCommand,
+    "dream": DreamCommand,
     "compare": CompareCommand,
     "improve": ImproveCommand,
     "ship": Ship,
