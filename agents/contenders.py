@@ -12,6 +12,7 @@ A contender is named by words, as on a command line:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex

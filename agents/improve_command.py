@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from worldflow.agents.dream_config import DreamConfig
 from worldflow.agents.improve_config import ImproveConfig
 from worldflow.agents.real_env import env_arguments
+from worldflow.recipes import TrainConfig
 
 __all__ = ["ImproveCommand"]
 
@@ -27,6 +29,10 @@ class ImproveCommand:
     """Print the result as JSON."""
     config: OmitArgPrefixes[ImproveConfig] = field(default_factory=ImproveConfig)
     """How to go round."""
+    train: TrainConfig = field(default_factory=lambda: ImproveConfig().train)
+    """How to learn the world in each round."""
+    dream: DreamConfig = field(default_factory=DreamConfig)
+    """How to train the agent in it."""
 
     def __call__(self) -> dict[str, Any]:
         """Go round."""
@@ -34,8 +40,9 @@ class ImproveCommand:
 
         from worldflow.agents.improve import improve
 
+        config = replace(self.config, train=self.train, dream=self.dream)
         try:
-            rounds = improve(self.env_id, out=self.out, config=self.config, env_args=env_arguments(self.env_args))
+            rounds = improve(self.env_id, out=self.out, config=config, env_args=env_arguments(self.env_args))
         except gym_error.Error as error:  # such as a dependency that is not installed
             raise ValueError(f"{self.env_id}: {error}") from error
         if self.json:

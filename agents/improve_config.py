@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tyro.conf import Suppress
+
 from worldflow.agents.dream_config import DreamConfig
 from worldflow.agents.rollout import check_count
 from worldflow.recipes import TrainConfig
@@ -38,9 +40,9 @@ class ImproveConfig:
     """Seed of the first of them."""
     seed: int = 0
     """Of the recordings; worlds and agents have their own."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(preset="tiny", batch=32, minutes=20.0))
+    train: Suppress[TrainConfig] = field(default_factory=lambda: TrainConfig(preset="tiny", batch=32, minutes=20.0))
     """How to learn the world, the same in each round."""
-    dream: DreamConfig = field(default_factory=DreamConfig)
+    dream: Suppress[DreamConfig] = field(default_factory=DreamConfig)
     """How to train the agent, the same in each round."""
 
     def __post_init__(self) -> None:

@@ -13,9 +13,10 @@ __all__ = ["Lamp", "Press", "PressByState"]
 
 
 class Lamp(gym.Env[np.ndarray, np.ndarray]):
-    """A gray frame of 16x16, as bright as the sum of all first components of actions; pays that component.
+    """A gray frame, as bright as the sum of all first components of actions; pays that component.
 
     Args:
+        size: Rows and columns of the frame.
         limit: Steps of an episode.
         fails_at: Steps in all after which it raises.
         is_random: Whether its first frame depends on more than the seed.
@@ -24,10 +25,10 @@ class Lamp(gym.Env[np.ndarray, np.ndarray]):
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # pyright: ignore[reportIncompatibleVariableOverride]
     steps_in_all = 0
 
-    def __init__(self, *, limit: int = 8, fails_at: int | None = None, is_random: bool = False) -> None:
-        self.observation_space = spaces.Box(0, 255, (16, 16, 3), np.uint8)
+    def __init__(self, *, size: int = 16, limit: int = 8, fails_at: int | None = None, is_random: bool = False) -> None:
+        self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
-        self.limit, self.fails_at, self.is_random = limit, fails_at, is_random
+        self.size, self.limit, self.fails_at, self.is_random = size, limit, fails_at, is_random
         self.resets = 0
 
     def reset(
@@ -47,7 +48,7 @@ class Lamp(gym.Env[np.ndarray, np.ndarray]):
         return self._frame(), float(action[0]), self.count == self.limit, False, {"state": np.array([self.light])}
 
     def _frame(self) -> np.ndarray:
-        return np.full((16, 16, 3), int(np.clip(128 + 100 * self.light, 0, 255)), np.uint8)
+        return np.full((self.size, self.size, 3), int(np.clip(128 + 100 * self.light, 0, 255)), np.uint8)
 
 
 class Press:

@@ -33,10 +33,6 @@ CONFIG = ImproveConfig(
 )
 
 
-class Stop(Exception):
-    pass
-
-
 @pytest.fixture(autouse=True)
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The lamp, worlds of random weights in place of trained ones, and what was done in which order."""
@@ -101,9 +97,9 @@ def test_a_loop_that_is_stopped_goes_on_inside_a_stage(calls: list[str], monkeyp
     assert len(Dataset("broken/data")) == 2  # of eight steps each
 
     def stopped(*arguments: Any, **options: Any) -> None:
-        raise Stop
+        raise RuntimeError
 
-    with monkeypatch.context() as patch, pytest.raises(Stop):
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
         patch.setattr(module, "play_episode", stopped)
         improve("Lamp-v0", out="loop", config=CONFIG, progress=False)
     assert calls == ["train on 5, codec from None", "dream"]
