@@ -29,8 +29,9 @@ class CompareConfig:
     """Imagined futures of each start, averaged."""
     noise: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
     """Shares of random actions that agents are mixed with there, to have policies of many qualities."""
-    start_policy: str = "smooth"
-    """Who makes the first steps to a start."""
+    start_policy: str | None = None
+    """Who makes the first steps to a start, as for `worldflow collect`; by default who made the recordings, or
+    `smooth` where nobody knows."""
     in_distribution: float = 1.0
     """Reward taken off the imagined return for each nat per dimension by which frames are less likely than usual."""
 

@@ -160,7 +160,7 @@ def _trained(
 ) -> Contender:
     from worldflow.agents.real_training import RealTraining, train_real
 
-    config = _parsed(RealTraining, options, "train")
+    config = _parsed(RealTraining, options, "train").resolved()
     env = make_env()
     try:
         spaces = {"observation_space": env.observation_space, "action_space": env.action_space}

@@ -100,7 +100,7 @@ def compare(
         standings = [_played(player, real, records, config, trained_on, progress=progress) for player in players]
         found = None
         if config.starts:
-            found = _agreement(players, world, real, records, config, progress=progress)
+            found = _agreement(players, world, str(run), real, records, config, progress=progress)
     finally:
         real.close()
     best = max(standings, key=lambda one: one.mean.value)
@@ -168,6 +168,7 @@ def _played(
 def _agreement(
     players: Sequence[Contender],
     world: WorldModel,
+    run: str,
     env: gym.Env[Any, Any],
     records: Records,
     config: CompareConfig,
@@ -186,7 +187,7 @@ def _agreement(
         return None
     starts = draw_starts(
         env,
-        make_policy(config.start_policy, **spaces),
+        make_policy(config.start_policy or Recordings.of_run(run).policy or "smooth", **spaces),
         count=config.starts,
         past=past,
         frame_shape=world.config.data.frame_shape,

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from worldflow.agents.agreement import Agreement
 from worldflow.agents.standings import Standing
 from worldflow.figures import horizon_figure
-from worldflow.look import COLORS, FAINT, GRID, INK, WIDTH, new_figure, settled, style
+from worldflow.look import COLORS, FAINT, INK, WIDTH, new_figure, settled, style
 
 __all__ = ["gap_figure", "returns_figure", "scatter_figure"]
 
@@ -62,7 +62,7 @@ def scatter_figure(agreement: Agreement, *, is_penalized: bool = False, title: s
         means = np.array([(real.mean(), imagined.mean()) for _, real, imagined in pairs])
         every = np.concatenate([np.concatenate((real, imagined)) for _, real, imagined in pairs])
         low, high = float(every.min()), float(every.max())
-        axes.plot([low, high], [low, high], color=GRID, linewidth=1.2)
+        axes.plot([low, high], [low, high], color=FAINT, linewidth=0.9, dashes=(4, 3))
         for _, real, imagined in pairs:
             axes.plot(real, imagined, "o", color=FAINT, alpha=0.2, markersize=3, markeredgewidth=0)
         replayed = np.array([one.is_replayed for one, _, _ in pairs])

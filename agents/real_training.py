@@ -36,6 +36,18 @@ if TYPE_CHECKING:
 __all__ = ["RealTraining", "StackedPixels", "train_real"]
 
 
+_LIKE = (
+    "algorithm",
+    "observation",
+    "stack",
+    "num_envs",
+    "discount",
+    "learning_rate",
+    "normalize_reward",
+    "settings",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RealTraining:
     """How to train an agent in the real environment; also the options of a contender `train`."""
@@ -60,6 +72,9 @@ class RealTraining:
     """Steps between two saves, from which an interrupted training goes on."""
     seed: int = 0
     """Of everything."""
+    like: str | None = None
+    """File of a dreamed agent whose algorithm, observation and settings to take instead of those above; but for steps,
+    save_every and seed."""
     settings: Suppress[Mapping[str, Any]] = field(default_factory=dict)
     """Further arguments of the algorithm, by Stable-Baselines3's names."""
 
@@ -70,7 +85,22 @@ class RealTraining:
     @property
     def file_name(self) -> str:
         """A name for the agent's file that other options do not share."""
-        return f"real_{self.algorithm}_{self.observation}_{self.steps}_{self.seed}.zip"
+        like = "" if self.like is None else f"like_{Path(self.like).stem}_"
+        return f"real_{like}{self.algorithm}_{self.observation}_{self.steps}_{self.seed}.zip"
+
+    def resolved(self) -> RealTraining:
+        """The same with what `like` says.
+
+        Raises:
+            FileNotFoundError, ValueError: If there is no such agent, or it was trained in another way.
+        """
+        if self.like is None:
+            return self
+        found = DreamRecord.read(self.like).config
+        try:
+            return replace(self, **{name: found[name] for name in _LIKE})
+        except KeyError as error:
+            raise ValueError(f"{self.like} does not say with which {error} it was trained; name the options") from error
 
     def as_dream(self) -> DreamConfig:
         """The same training as one in a dream has it.
@@ -79,7 +109,7 @@ class RealTraining:
             ValueError: If a value is out of its range.
         """
         mine = asdict(self)
-        del mine["save_every"]
+        del mine["save_every"], mine["like"]
         return DreamConfig(**mine)
 
 

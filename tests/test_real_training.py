@@ -48,6 +48,17 @@ def test_it_sees_as_many_steps_as_it_says_and_goes_on(world: WorldModel, tmp_pat
         trained(tiny_world(shown=True, seed=1), tmp_path)
 
 
+def test_it_can_be_trained_like_a_dreamed_one(world: WorldModel, tmp_path: Path) -> None:
+    given = RealTraining(**QUICK, steps=16, learning_rate=0.5, discount=0.9)
+    path = train_real(Lamp, tmp_path / "dreamed.zip", config=given, world=world, progress=False)
+    found = RealTraining(like=str(path), steps=7, seed=3).resolved()
+    assert (found.settings, found.learning_rate, found.discount) == (QUICK["settings"], 0.5, 0.9)
+    assert (found.num_envs, found.steps, found.seed) == (2, 7, 3)
+    assert found.file_name == "real_like_dreamed_ppo_latent_7_3.zip"
+    with pytest.raises(FileNotFoundError, match=r"there is no .*nobody\.json"):
+        RealTraining(like="nobody.zip").resolved()
+
+
 @pytest.mark.parametrize("observation", ["latent", "pixels"])
 def test_it_acts_on_what_it_was_trained_on(observation: str, tmp_path: Path) -> None:
     world, large = tiny_world(size=40, shown=True), partial(Lamp, size=40)  # smaller ones no convolutions fit
