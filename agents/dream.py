@@ -60,16 +60,18 @@ def dream(
     config: DreamConfig | None = None,
     env: gym.Env[Any, Any] | None = None,
     resume: bool = False,
+    device: str | torch.device | None = None,
     progress: bool = True,
 ) -> DreamResult:
     """Train a policy in a world.
 
     Args:
         world: The world, or the folder of its run, by which the policy finds it again.
-        out: The policy's file, `AGENT.zip`.
+        out: The policy's file, `AGENT.zip`; the suffix may be left out.
         config: How to train.
         env: A real environment of pixels to evaluate in; it is not closed.
         resume: Go on from what an earlier training left, up to the steps of `config`.
+        device: Where to put a world that is read from a folder; by default the CPU, where the policy always is.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -81,13 +83,13 @@ def dream(
         KeyboardInterrupt: Somebody interrupted; the message says what was kept.
     """
     config = DreamConfig() if config is None else config
-    path = Path(out)
+    path = Path(out) if Path(out).suffix else Path(out).with_suffix(".zip")
     if path.suffix != ".zip":
         raise ValueError(f"a policy's file must end in .zip, got {str(out)!r}")
     if not resume and path.exists():
         raise FileExistsError(f"there is a policy in {path}; resume it, remove it, or choose another file")
     name = None if isinstance(world, WorldModel) else _named(world)
-    world = opened(world)
+    world = opened(world, device)
     if env is not None:
         check_fits(world.config.data, env)
     with contextlib.ExitStack() as stack:
@@ -180,7 +182,7 @@ class _Training:
             stack=config.stack,
             entropy_penalty=config.entropy_penalty,
             likelihood_penalty=config.likelihood_penalty,
-            seed=config.seed + self.record.steps,
+            seed=config.seed,
             observation=config.observation,
             horizon=config.horizon_at(self.record.steps),
             contexts=None if config.starts is None else _starts(world, config),
@@ -190,7 +192,9 @@ class _Training:
             text=config.text,
         )
         self.envs = _scaled(dreams, config, self.record.reward_scale) if config.normalize_reward else dreams
-        self.agent = _agent(config, self.envs, self.latest if resume else None)
+        seed = config.seed + self.record.steps  # not the same dreams again
+        self.agent = _agent(config, self.envs, seed, self.latest if resume else None)
+        self.record = replace(self.record, steps=int(self.agent.num_timesteps))
 
     def run(self, bar: tqdm[Any]) -> None:
         """Train to the end, or until the policy is deceived."""
@@ -286,36 +290,31 @@ class _Training:
         )
 
 
-def _agent(config: DreamConfig, envs: Any, latest: Path | None) -> Any:
+def _agent(config: DreamConfig, envs: Any, seed: int, latest: Path | None) -> Any:
     """The algorithm with settings that fit many imagined episodes side by side, or the one that is to go on."""
     import stable_baselines3 as sb3
 
     kind = {"ppo": sb3.PPO, "sac": sb3.SAC, "dqn": sb3.DQN}[config.algorithm]
-    if latest is not None:
-        return kind.load(latest, env=envs, device="cpu", tensorboard_log=config.tensorboard)
     steps = max(1, 2048 // config.num_envs)
+    replay = {"train_freq": 1, "gradient_steps": max(1, config.num_envs // 8), "learning_starts": 1000}
     own: dict[str, Any] = {
         "ppo": {"n_steps": steps, "batch_size": min(256, steps * config.num_envs), "n_epochs": 10},
-        "sac": {"train_freq": 1, "gradient_steps": max(1, config.num_envs // 8), "learning_starts": 1000},
-        "dqn": {"train_freq": 1, "gradient_steps": max(1, config.num_envs // 8), "learning_starts": 1000},
+        "sac": replay | {"buffer_size": min(config.steps, 200_000)},
+        "dqn": replay | {"buffer_size": min(config.steps, 200_000)},
     }[config.algorithm]
-    if config.algorithm != "ppo":
-        own["buffer_size"] = min(config.steps, 200_000)
+    settings = {
+        "learning_rate": config.learning_rate,
+        "gamma": config.discount,
+        "seed": seed,
+        "tensorboard_log": config.tensorboard,
+        **own,
+        **config.settings,
+    }
+    if latest is not None:  # also with other settings than before, where they do not change the networks
+        return kind.load(latest, env=envs, device="cpu", **settings)
     policy = "MlpPolicy" if config.observation == "latent" else "CnnPolicy"
     try:
-        return kind(
-            policy,
-            envs,
-            **{
-                "learning_rate": config.learning_rate,
-                "gamma": config.discount,
-                "seed": config.seed,
-                "device": "cpu",
-                "tensorboard_log": config.tensorboard,
-                **own,
-                **config.settings,
-            },
-        )
+        return kind(policy, envs, device="cpu", **settings)
     except TypeError as error:
         raise ValueError(f"{config.algorithm} does not take the settings {dict(config.settings)}: {error}") from error
 

@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import json as json_format
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import torch
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from worldflow.agents.dream_config import DreamConfig
@@ -34,6 +35,8 @@ class DreamCommand:
     """Further arguments of the algorithm, by Stable-Baselines3's names, as a JSON object."""
     resume: bool = False
     """Go on from what an earlier call left, up to --steps."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to imagine; auto takes a GPU if there is one."""
     json: bool = False
     """Print the result as JSON."""
     config: OmitArgPrefixes[DreamConfig] = field(default_factory=DreamConfig)
@@ -45,6 +48,9 @@ class DreamCommand:
 
         from worldflow.agents.dream import dream
 
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("there is no GPU that torch can use; leave --device out or give cpu")
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         config = dataclasses.replace(self.config, settings=self._settings())
         with contextlib.ExitStack() as stack:
             env = None
@@ -56,7 +62,7 @@ class DreamCommand:
                     raise ValueError(f"{self.env}: {error}") from error
                 stack.enter_context(contextlib.closing(env))
             try:
-                result = dream(self.run, self.out, config=config, env=env, resume=self.resume)
+                result = dream(self.run, self.out, config=config, env=env, resume=self.resume, device=device)
             except FileExistsError as error:
                 raise ValueError(str(error)) from error
             except (RuntimeError, FloatingPointError) as error:

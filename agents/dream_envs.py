@@ -235,7 +235,7 @@ def _last_steps(world: WorldModel, contexts: Contexts | None) -> tuple[Any, Tens
 def _ends_of_pasts(envs: LearnedVectorEnv, count: int) -> np.ndarray | None:
     """The last `count` frames before the first observation of each past of the bank, as they are observed."""
     bank, world = envs.contexts, envs.world
-    if bank is None or not count:
+    if bank is None or not count or bank.frames.shape[1] < 2:
         return None
     frames = bank.frames[:, -1 - count : -1]
     if envs.single_observation_space.dtype == np.uint8:

@@ -95,7 +95,9 @@ class DreamRecord:
             if plain.pop("format") != FORMAT:
                 raise ValueError(f"expected format {FORMAT}")
             found = cls(**plain)
-            history = tuple(Evaluation(**{**one, "real_returns": tuple(one["real_returns"])}) for one in found.history)  # pyright: ignore
+            history = tuple(
+                Evaluation(**{**one, "real_returns": tuple(one["real_returns"])}) for one in plain["history"]
+            )
             shape, scale = tuple(found.frame_shape), tuple(found.reward_scale)
             return replace(found, history=history, frame_shape=shape, reward_scale=scale)
         except FileNotFoundError as error:
@@ -121,7 +123,7 @@ class DreamedPolicy:
             training; `worldflow collect` draws.
 
     Raises:
-        ValueError: If the world is missing, or its frames are others.
+        ValueError: If the world is missing.
     """
 
     def __init__(
@@ -136,12 +138,14 @@ class DreamedPolicy:
     ) -> None:
         from worldflow.envs.latent import FrameReader, FrameStack, token_space
 
-        if observation == "latent" and world is None:
-            raise ValueError("a policy of tokens sees by its world, got none: give the world that it was trained in")
         self.agent, self.world, self.is_deterministic = agent, world, is_deterministic
         self.frame_shape = frame_shape
-        self._reader = FrameReader(world) if observation == "latent" and world is not None else None
-        space = spaces.Box(0, 255, frame_shape, np.uint8) if world is None or not self._reader else token_space(world)
+        if observation == "pixels":
+            self._reader, space = None, spaces.Box(0, 255, frame_shape, np.uint8)
+        elif world is None:
+            raise ValueError("a policy of tokens sees by its world, got none: give the world that it was trained in")
+        else:
+            self._reader, space = FrameReader(world), token_space(world)
         self._frames = FrameStack(1, stack, space)
         self.reset(np.random.default_rng(0))
 

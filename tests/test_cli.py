@@ -24,6 +24,7 @@ from gymnasium import spaces
 
 import worldflow
 from worldflow import cli, score_command
+from worldflow.agents.dream_config import DreamConfig
 from worldflow.data import Dataset
 from worldflow.density import FitConfig
 
@@ -225,6 +226,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
     config = {
         "train": worldflow.TrainConfig,
         "evaluate": worldflow.EvaluateConfig,
+        "dream": DreamConfig,
         "demo": cli.DemoConfig,
         "images train": FitConfig,
     }.get(name)
@@ -235,6 +237,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
         "train": {"dataset"},
         "score": {"run", "dataset"},
         "plan": {"run"},
+        "dream": {"run"},
         "ship": {"name"},
         "evaluate": {"run", "dataset"},
         "demo": set(),
@@ -258,7 +261,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
     ("words", "part"),
     [
         ("trian data", "unknown command 'trian'; did you mean 'train'?"),
-        ("zzz", "the commands are collect, train, generate, evaluate, score, plan, ship, demo, bench, images"),
+        ("zzz", "the commands are collect, train, generate, evaluate, score, plan, dream, ship, demo, bench, images"),
     ],
 )
 def test_unknown_commands(words: str, part: str, run: Run) -> None:

@@ -11,13 +11,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from builders import tiny_world, world_that_ends
+from builders import tiny_world, world_that_ends, write_dataset
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from test_acting import Glow
 
 from worldflow import cli
 from worldflow.checkpoint import save
+from worldflow.data import Dataset
 from worldflow.envs.collect import collect, record_episode
 from worldflow.envs.dreamed_policy import DreamRecord, Evaluation
 from worldflow.envs.latent import LatentObservation
@@ -228,6 +229,32 @@ def test_an_interrupt_before_anything_is_learned_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dreams_start_in_training_episodes_and_go_on_elsewhere_when_resumed(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", lengths=[3, 9, 4, 7, 8, 6, 5, 9])
+    config = small(starts=str(data), num_starts=1000)
+    world, dataset = tiny_world(), Dataset(data)
+    bank = dreaming._starts(world, config)
+    assert bank.frames.shape[1] == 3 and bank.actions.shape[1] == 2
+    expected = [
+        (dataset.frames(number, start, start + 3), dataset.outcomes(number)[0][start : start + 2])
+        for number in dataset.episodes("train").tolist()
+        for start in range(int(dataset.lengths[number]) - 2)
+    ]
+    assert len(bank) == len(expected)
+    for frames, actions in expected:
+        fits = (bank.frames.numpy() == frames).all((1, 2, 3, 4)) & np.isclose(bank.actions, actions).all((1, 2))
+        assert fits.any()
+    assert len(dreaming._starts(world, small(starts=str(data), num_starts=2))) == 2
+    seeds = list[int]()
+    path = tmp_path / "agent.zip"
+    for steps in (32, 64):
+        dream(world, path, config=small(starts=str(data), steps=steps), resume=steps > 32, progress=False)
+        seeds.append(open_agent(path)[1].seed)
+    assert seeds == [0, 32]
+    with pytest.raises(ValueError, match="other spaces than expected"):
+        dreaming._starts(tiny_world(action="discrete"), config)
+
+
 # -- what is wrong ------------------------------------------------------------------------------------------------
 
 
@@ -268,12 +295,12 @@ def test_settings_out_of_range_are_refused() -> None:
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     world, path = tiny_world(), tmp_path / "agent.zip"
     with pytest.raises(ValueError, match=r"must end in \.zip"):
-        dream(world, tmp_path / "agent", config=small())
+        dream(world, tmp_path / "agent.pt", config=small())
     with pytest.raises(ValueError, match="does not fit the world"):
         dream(world, path, config=small(), env=Glow(size=8))
     with pytest.raises(FileNotFoundError, match=r"no .*agent\.json"):
         dream(world, path, config=small(), resume=True)
-    dream(world, path, config=small(steps=32), progress=False)
+    assert dream(world, tmp_path / "agent", config=small(steps=32), progress=False).agent == path
     with pytest.raises(FileExistsError, match="resume it, remove it"):
         dream(world, path, config=small())
     with pytest.raises(ValueError, match="trained with stack 2, which cannot change in between; got 3"):
