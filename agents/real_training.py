@@ -211,10 +211,11 @@ class _RealTraining:
         self.path, self.record, self.config = path, record, config
         dreamlike = config.as_dream()
         self.envs: Any = VecMonitor(DummyVecEnv([make] * config.num_envs))
-        self.envs.seed(config.seed + record.steps)  # a training that goes on meets other episodes than at first
+        seed = config.seed + record.steps  # a training that goes on meets other episodes than at first
+        self.envs.seed(seed)
         if config.normalize_reward:
             self.envs = scaled_rewards(self.envs, dreamlike, record.reward_scale)
-        self.agent = make_agent(dreamlike, self.envs, path if record.steps else None)
+        self.agent = make_agent(dreamlike, self.envs, seed, path if record.steps else None)
 
     def run(self, *, progress: bool) -> None:
         """Train to the end."""
