@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 from tyro.conf import Positional, arg
 
+from worldflow.agents.real_env import env_arguments, real_env
 from worldflow.atomic import write_bytes
 from worldflow.checkpoint import load
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
-    import gymnasium as gym
-
-    from worldflow.agents.acting import Played
+    from worldflow.agents.acting import Pilot, Played
     from worldflow.agents.objectives import Term
     from worldflow.agents.plan import Planner
     from worldflow.state import WorldState
@@ -79,7 +78,7 @@ class PlanCommand:
         """Act."""
         from gymnasium import error as gym_error
 
-        from worldflow.agents.acting import Pilot, act, summary
+        from worldflow.agents.acting import act, summary
 
         if self.video is not None and Path(self.video).is_file():
             raise NotADirectoryError(f"--video must name a folder, got the file {self.video}")
@@ -87,18 +86,11 @@ class PlanCommand:
             raise ValueError("there is no GPU that torch can use; leave --device out or give cpu")
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         world = load(self.run, device=device)
-        pilot = Pilot(
-            world,
-            self._planner(world),
-            self._objective(world),
-            horizon=self.horizon,
-            replan_every=self.replan_every,
-            sees=self.video is not None,
-        )
+        pilot = self.pilot(world)
         played: list[Played] = []
         rules: dict[str, Any] = {"episodes": self.episodes, "seed": self.seed, "max_steps": self.max_steps}
         try:
-            with contextlib.closing(self._environment(world)) as env:
+            with contextlib.closing(real_env(world, self.env, arguments=env_arguments(self.env_args))) as env:
                 for episode in act(pilot, env, **rules, progress=True):
                     played.append(episode)
                     if self.video is not None:
@@ -113,6 +105,19 @@ class PlanCommand:
             kept = f"in {self.video}" if self.video else f"as returns only: {returns}; --video DIR keeps more"
             raise ValueError(f"{error} ({kept})") from error
         return summary(played) if self.video is None else summary(played) | {"video": self.video}
+
+    def pilot(self, world: WorldModel) -> Pilot:
+        """Who plans like this."""
+        from worldflow.agents.acting import Pilot
+
+        return Pilot(
+            world,
+            self._planner(world),
+            self._objective(world),
+            horizon=self.horizon,
+            replan_every=self.replan_every,
+            sees=self.video is not None,
+        )
 
     def _objective(self, world: WorldModel) -> Term:
         from worldflow.agents import Entropy, GoalLikelihood, InDistribution, Return
@@ -153,33 +158,6 @@ class PlanCommand:
             options = {"num_steps": self.refine, "num_samples": self.samples, "max_rows": self.max_rows}
             planner = Refined(planner, Differentiable(world), action, **options)
         return planner
-
-    def _environment(self, world: WorldModel) -> gym.Env[Any, Any]:
-        """The named environment, in the size that the world sees; or the recorded one, with the arguments it had."""
-        import gymnasium as gym
-        from gymnasium.envs.registration import EnvSpec
-
-        from worldflow.envs.collect import make_pixel_env
-        from worldflow.envs.tasks import TASKS
-
-        arguments = self._arguments()
-        recorded = world.config.data.env_spec
-        if self.env is None and recorded is None:
-            raise ValueError("the recordings do not say which environment they are of; name one with --env")
-        if recorded is not None and self.env in (None, json_format.loads(recorded)["id"]):
-            return gym.make(EnvSpec.from_json(recorded), **arguments)
-        assert self.env is not None
-        size = world.config.data.frame_shape[0]
-        if self.env.rpartition(":")[2] in {f"worldflow/{task}-v0" for task in TASKS}:
-            arguments = {"size": size, **arguments}
-        return make_pixel_env(self.env, size=size, env_kwargs=arguments)
-
-    def _arguments(self) -> dict[str, Any]:
-        with contextlib.suppress(json_format.JSONDecodeError):
-            found = json_format.loads(self.env_args)
-            if isinstance(found, dict):
-                return found
-        raise ValueError(f"""--env-args must be a JSON object such as '{{"size": 64}}', got {self.env_args!r}""")
 
     def _write(self, result: dict[str, Any], world: WorldModel) -> None:
         assert self.video is not None

@@ -24,7 +24,9 @@ from gymnasium import spaces
 
 import worldflow
 from worldflow import cli, score_command
+from worldflow.agents.compare_config import CompareConfig
 from worldflow.agents.dream_config import DreamConfig
+from worldflow.agents.improve_config import ImproveConfig
 from worldflow.data import Dataset
 from worldflow.density import FitConfig
 
@@ -227,10 +229,15 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
         "train": worldflow.TrainConfig,
         "evaluate": worldflow.EvaluateConfig,
         "dream": DreamConfig,
+        "compare": CompareConfig,
+        "improve": ImproveConfig,
         "demo": cli.DemoConfig,
         "images train": FitConfig,
     }.get(name)
     names = {f.name for kind in (leaves()[name], config) if kind for f in fields(kind)} - {"config"}
+    for part, kind in (("train", worldflow.TrainConfig), ("dream", DreamConfig)):
+        if name == "improve":
+            names = names - {part} | {f"{part}.{f.name}" for f in fields(kind)} - {"dream.settings"}
     explained = dict(re.findall(r"\n\W+--(\w\S*) (?:[A-Z]+ |{\S+ |\[.*?\]\] )?\s*(\w[^(]*)", out))
     positional = {
         "collect": {"env_id"},
@@ -238,6 +245,8 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
         "score": {"run", "dataset"},
         "plan": {"run"},
         "dream": {"run"},
+        "compare": {"run"},
+        "improve": {"env_id"},
         "ship": {"name"},
         "evaluate": {"run", "dataset"},
         "demo": set(),
@@ -252,7 +261,8 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
         "images sample": {"model"},
         "generate": {"run"},
     }[name]
-    assert set(explained) == {n.replace("_", "-") for n in names - positional}
+    asked = {re.sub(r"\bno-", "", option) for option in explained}  # what is on unless told otherwise
+    assert asked == {n.replace("_", "-") for n in names - positional}
     assert min(len(text.split()) for text in explained.values()) >= 3
     assert all(re.search(rf"{word.upper()} +\w+ \w+ \w+", out) for word in positional)
 
@@ -261,7 +271,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
     ("words", "part"),
     [
         ("trian data", "unknown command 'trian'; did you mean 'train'?"),
-        ("zzz", "the commands are collect, train, generate, evaluate, score, plan, dream, ship, demo, bench, images"),
+        ("zzz", "the commands are collect, train, generate, evaluate, score, plan, dream, compare, improve, ship"),
     ],
 )
 def test_unknown_commands(words: str, part: str, run: Run) -> None:

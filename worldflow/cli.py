@@ -25,7 +25,9 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from worldflow import __version__
 from worldflow.ablation import DenoiseBench
 from worldflow.agents.command import PlanCommand
+from worldflow.agents.compare_command import CompareCommand
 from worldflow.agents.dream_command import DreamCommand
+from worldflow.agents.improve_command import ImproveCommand
 from worldflow.bench import DensityBench
 from worldflow.bench_speed import DataBench, SampleBench, StepBench, TrainBench
 from worldflow.checkpoint import load
@@ -315,6 +317,8 @@ COMMANDS: dict[str, type | dict[str, type]] = {
     "score": Score,
     "plan": PlanCommand,
     "dream": DreamCommand,
+    "compare": CompareCommand,
+    "improve": ImproveCommand,
     "ship": Ship,
     "demo": Demo,
     "bench": {

@@ -400,6 +400,8 @@ class _Run:
             "config": asdict(self.config),
             "dataset": self.dataset.spec.dataset_id,
             "episodes": len(self.dataset),
+            "transitions": int(self.dataset.lengths.sum()),
+            "recordings": list(self.dataset.metadata.get("worldflow", {}).get("recordings", ())),
             "held_out": asdict(rule),
             "minutes_trained": sum(self.spent.values()) / 60,
             "episode_hashes": self._episode_hashes,
