@@ -241,6 +241,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
         "bench density": set(),
         "bench step": {"run"},
         "bench sample": {"run"},
+        "bench score": {"run"},
         "bench train": {"run"},
         "bench data": {"dataset"},
         "bench drift": {"run", "dataset"},

@@ -1,6 +1,6 @@
 """How fast worlds are drawn, scored and trained, beside what the machine could do.
 
-    worldflow bench step | sample | train | data
+    worldflow bench step | sample | train | data, and score (`worldflow.bench_score`)
 
     step    environment steps a second of `LearnedVectorEnv`, frames decoded or left in the latent
     sample  drawing frames one after the other, against scoring the same frames in one parallel pass: the floor of a
@@ -49,6 +49,7 @@ __all__ = [
     "StepBench",
     "TrainBench",
     "data_speed",
+    "opened",
     "sample_speed",
     "step_speed",
     "train_speed",
@@ -344,7 +345,7 @@ class StepBench:
 
     def __call__(self) -> None:
         """Measure and print."""
-        world = _opened(self.run, self.preset)
+        world = opened(self.run, self.preset)
         rows = step_speed(world, batches=self.batches, seconds=self.seconds)
         report(rows, out=self.out, device=world.device, title="step")
 
@@ -368,7 +369,7 @@ class SampleBench:
 
     def __call__(self) -> None:
         """Measure and print."""
-        world = _opened(self.run, self.preset)
+        world = opened(self.run, self.preset)
         rows = sample_speed(world, batches=self.batches, tolerances=self.tolerances, seconds=self.seconds)
         report(rows, out=self.out, device=world.device, title="sample")
 
@@ -392,7 +393,7 @@ class TrainBench:
 
     def __call__(self) -> None:
         """Measure and print."""
-        world = _opened(self.run, self.preset)
+        world = opened(self.run, self.preset)
         rows = train_speed(world, batch=self.batch, length=self.length, seconds=self.seconds)
         report(rows, out=self.out, device=world.device, title="train")
 
@@ -418,7 +419,7 @@ class DataBench:
         report(rows, out=self.out, device="cpu", title="data")
 
 
-def _opened(run: str, preset: Preset | None) -> WorldModel:
+def opened(run: str, preset: Preset | None) -> WorldModel:
     """A run's world, or one of random weights of another size with its data."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     world = load(run, device=device)
