@@ -24,6 +24,7 @@ from gymnasium import spaces
 
 import worldflow
 from worldflow import cli, score_command
+from worldflow.anomaly_evidence import AnomalyConfig
 from worldflow.data import Dataset
 from worldflow.density import FitConfig
 
@@ -179,6 +180,27 @@ def test_scoring_writes_json_pictures_and_rings(run: Run, made: Path) -> None:
     assert run(*words, "--detector", "all.npz", "--fail-on-alarm")[0] == 3
     assert run(*words, "--detector", "all.npz")[0] == 0
     assert "--normal DATASET or --detector" in failure(run(*words, "--fail-on-alarm"))
+
+
+def test_evaluating_on_anomalies_takes_its_options(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {}
+
+    class Nothing:
+        def to_plain(self) -> dict[str, Any]:
+            return {"rows": {}}
+
+    def gather(run: str, dataset: str, **options: Any) -> Nothing:
+        given.update(run=run, dataset=dataset, **options)
+        return Nothing()
+
+    monkeypatch.setattr("worldflow.anomaly_evidence.gather", gather)
+    words = ("evaluate", "r", "d", "--out", "o", "--anomalies", "--episodes", "3", "--normal", "20", "--seed", "2")
+    status, out, _ = run(*words, "--baseline-minutes", "0", "--json")
+    assert status == 0
+    files = {"report": str(Path("o") / "anomalies.html"), "numbers": str(Path("o") / "anomalies.json")}
+    assert json.loads(out) == {**files, "rows": {}}
+    config = AnomalyConfig(episodes=3, normal=20, seed=2, baseline_minutes=0)
+    assert given == {"run": "r", "dataset": "d", "out": "o", "config": config}
 
 
 def test_training_takes_the_recipes_options(run: Run, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

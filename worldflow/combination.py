@@ -2,7 +2,8 @@
 
 Each way is fitted to the values that normal transitions have, `(statistic, transition)`, and maps the values of others
 to how odd they are: the higher, the odder. None of the numbers means anything by itself; `worldflow.calibrate` ranks
-them among normal ones. Which way is best depends on what goes wrong: `worldflow.comparison` holds them side by side.
+them among normal ones. Which way is best depends on what goes wrong: `worldflow evaluate --anomalies` holds them
+side by side on labeled anomalies, `worldflow.comparison` on anybody's labeled recordings.
 
     highest      the most surprising statistic: max_j s_j, see `surprise`
     fisher       all surprises added up, sum_j s_j: Fisher's way to combine p-values, ranked instead of looked up

@@ -49,12 +49,12 @@ def frame_difference(episode: Episode) -> Float[np.ndarray, " time"]:
     return np.abs(frames[1:] - frames[:-1]).mean((1, 2, 3))
 
 
-def trailing_mean(values: Float[np.ndarray, "*any time"], *, window: int = SMOOTHING) -> Float[np.ndarray, "*any time"]:
-    """Mean over the last `window` values, or all so far."""
-    sums = np.concatenate((np.zeros((*values.shape[:-1], 1)), np.cumsum(values, axis=-1)), axis=-1)
-    ends = np.arange(1, values.shape[-1] + 1)
-    starts = np.maximum(ends - window, 0)
-    return (sums[..., ends] - sums[..., starts]) / (ends - starts)
+def trailing_mean(values: Float[np.ndarray, " time"]) -> Float[np.ndarray, " time"]:
+    """Mean over the last `SMOOTHING` values, or all so far."""
+    sums = np.concatenate(([0.0], np.cumsum(values)))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - SMOOTHING, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
 
 
 def statistics(scores: EpisodeScores, episode: Episode) -> dict[str, Float[np.ndarray, " time"]]:
