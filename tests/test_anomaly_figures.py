@@ -18,7 +18,10 @@ def test_alarms_stand_under_the_film() -> None:
     edged = [axes.spines["top"].get_visible() for axes in film]
     assert edged == [int(axes.get_title()) >= 20 for axes in film]
     points = below.lines[-1]
-    assert (list(points.get_xdata()), list(points.get_ydata())) == ([7], [pytest.approx(3.0)])
+    assert (np.asarray(points.get_xdata()).tolist(), np.asarray(points.get_ydata()).tolist()) == (
+        [7],
+        [pytest.approx(3.0)],
+    )
     with pytest.raises(ValueError, match="31 frames need 30 p_values, got 29"):
         alarm_figure(frames, p_values[:-1], rate=0.01)
 
@@ -28,5 +31,5 @@ def test_rates_that_were_kept_are_drawn_over_those_that_were_promised() -> None:
     (axes,) = figure.axes
     assert axes.get_xscale() == axes.get_yscale() == "log"
     diagonal, kept = axes.lines[:2]
-    assert list(diagonal.get_ydata()) == [0.01, 0.1]
-    assert list(kept.get_ydata()) == [0.001, 0.2]  # none is drawn at the bottom
+    assert np.asarray(diagonal.get_ydata()).tolist() == [0.01, 0.1]
+    assert np.asarray(kept.get_ydata()).tolist() == [0.001, 0.2]  # none is drawn at the bottom

@@ -67,6 +67,8 @@ def test_normal_transitions_and_episodes_ring_at_the_promised_rate(dependence: f
         ("typicality", 40.0, "atypical_unlikely"),
         ("typicality", -40.0, "atypical_too_likely"),
         ("action_ratio", -20.0, "action"),
+        ("action_gain", -20.0, "gain_low"),
+        ("action_gain", 20.0, "gain_high"),
         ("context_ratio", -20.0, "context"),
         ("entropy", 20.0, "unsure"),
         ("pixel_bits", 20.0, "pixels"),

@@ -143,14 +143,16 @@ def _looks(
     frames, token = judged.frames, judged.scores[0].token
     if token is not None:
         usual = np.concatenate([s.token for s in found[NORMAL][1].scores if s.token is not None])
-        low, high = np.quantile(usual, (0.5, 0.999))
-        frames = token_heat(frames, token, grid=grid, low=float(low), high=float(high))
+        low = float(np.median(usual))
+        frames = token_heat(frames, token, grid=grid, low=low, high=max(float(token.max()), low + 1))
         at = int(np.argmax(judged.scores[0].anomaly)) if judged.scores[0].anomaly is not None else 0
         strip = slice(max(0, at - 2), at + 10)
         picture = film_strip(
             judged.frames[1:][strip], frames[1:][strip], labels=("seen", "surprise"), first=strip.start
         )
-        report.image(picture, f"{film}: what each token cost, red over the frame, from its usual median to its 99.9 %")
+        report.image(
+            picture, f"{film}: what each token cost, red over the frame, from the normal median to the highest here"
+        )
     meter = surprise_meter(frames, -np.log10(alarms.p_value), full=3.0, rings=alarms.transition)
     video = encode_video(meter, suffix=".gif", fps=10, num_colors=64)
     write_bytes(out / "surprise.gif", video)

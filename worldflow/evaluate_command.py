@@ -61,8 +61,12 @@ class Evaluate:
 
         minutes = self.config.baseline_minutes
         config = anomaly_evidence.AnomalyConfig(
-            **{name: getattr(self, name) for name in ("episodes", "normal", "steps", "env", "policy")},
-            **({} if minutes is None else {"baseline_minutes": minutes}),
+            episodes=self.episodes,
+            normal=self.normal,
+            steps=self.steps,
+            env=self.env,
+            policy=self.policy,
+            baseline_minutes=anomaly_evidence.AnomalyConfig.baseline_minutes if minutes is None else minutes,
             seed=self.config.seed,
             device=self.config.device,
         )

@@ -72,7 +72,7 @@ def token_heat(
         token: Negative log-likelihood of every token, nats (`EpisodeScores.token`).
         grid: Rows and columns of tokens.
         low: Nats where the heat begins, such as the median of normal tokens.
-        high: Nats from which on it is full, such as a high quantile of them.
+        high: Nats from which on it is full, such as the highest of the episode.
 
     Returns:
         The frames, in color.

@@ -27,6 +27,8 @@ STATISTICS = {
     "atypical_unlikely": "typicality: eight transitions were less likely than the world's own samples are",
     "atypical_too_likely": "typicality, negative: they were more likely than those",
     "action": "log p(x | past) - log p(x | past, a): the frame does not follow from the action",
+    "gain_low": "action gain, negative: less came of the action than should have",
+    "gain_high": "action gain: more came of it",
     "context": "log p(x | last frame, a) - log p(x | past, a): the frame does not follow from the motion before",
     "unsure": "predicted entropy: the world does not know what comes",
     "normality": "the frame's noise is not white and Gaussian",
@@ -112,6 +114,8 @@ def statistic_values(scores: EpisodeScores) -> dict[str, Float[np.ndarray, " tim
         "terminated": -scores.terminated,
         "reconstruction": scores.reconstruction,
     }
+    if scores.action_gain is not None:
+        values |= {"gain_low": -scores.action_gain, "gain_high": scores.action_gain}
     for name, value in (("pixels", scores.pixel_bits), ("score_norm", scores.score_norm)):
         if value is not None:
             values[name] = value
