@@ -285,7 +285,7 @@ def judge(
     detectors = {name: calibrate_scores(usual.scores, combination=name) for name in combinations}
     numbers = _Numbers(detectors, usual)
     normal_values = {window: numbers(normal, window=window) for window in WINDOWS}
-    limits = thresholds(numbers(usual, window=1), onset=ONSET[0])
+    limits = thresholds(numbers(usual.every_second, window=1), onset=ONSET[0])  # which no combination is fitted to
     rows = {}
     for name, (case, judged) in found.items():
         if case.kind == "normal":
