@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["PictureFault", "RewardFault"]
+__all__ = ["PictureFault", "RewardFault", "blurred"]
 
 
 class PictureFault:
@@ -68,7 +68,7 @@ class PictureFault:
             case "sensor_noise":
                 return _levels(picture.astype(np.float64) + generator.normal(0.0, self.strength, picture.shape))
             case "blur":
-                return _levels(_blurred(picture.astype(np.float64), self.strength))
+                return _levels(blurred(picture.astype(np.float64), self.strength))
             case "color":
                 return _levels(picture.astype(np.float64) * np.array((1 + self.strength, 1.0, 1 - self.strength)))
             case "occlusion":
@@ -112,7 +112,7 @@ def _levels(values: NDArray[np.float64]) -> NDArray[np.uint8]:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-def _blurred(picture: NDArray[np.float64], std: float) -> NDArray[np.float64]:
+def blurred(picture: NDArray[np.float64], std: float) -> NDArray[np.float64]:
     """Convolved with a Gaussian cut at three standard deviations; edges are drawn out."""
     reach = math.ceil(3 * std)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / std) ** 2)

@@ -27,6 +27,7 @@ from worldflow import cli, score_command
 from worldflow.agents.compare_config import CompareConfig
 from worldflow.agents.dream_config import DreamConfig
 from worldflow.agents.improve_config import ImproveConfig
+from worldflow.anomaly_evidence import AnomalyConfig
 from worldflow.data import Dataset
 from worldflow.density import FitConfig
 
@@ -184,6 +185,27 @@ def test_scoring_writes_json_pictures_and_rings(run: Run, made: Path) -> None:
     assert "--normal DATASET or --detector" in failure(run(*words, "--fail-on-alarm"))
 
 
+def test_evaluating_on_anomalies_takes_its_options(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {}
+
+    class Nothing:
+        def to_plain(self) -> dict[str, Any]:
+            return {"rows": {}}
+
+    def gather(run: str, dataset: str, **options: Any) -> Nothing:
+        given.update(run=run, dataset=dataset, **options)
+        return Nothing()
+
+    monkeypatch.setattr("worldflow.anomaly_evidence.gather", gather)
+    words = ("evaluate", "r", "d", "--out", "o", "--anomalies", "--episodes", "3", "--normal", "20", "--seed", "2")
+    status, out, _ = run(*words, "--baseline-minutes", "0", "--json")
+    assert status == 0
+    files = {"report": str(Path("o") / "anomalies.html"), "numbers": str(Path("o") / "anomalies.json")}
+    assert json.loads(out) == {**files, "rows": {}}
+    config = AnomalyConfig(episodes=3, normal=20, seed=2, baseline_minutes=0)
+    assert given == {"run": "r", "dataset": "d", "out": "o", "config": config}
+
+
 def test_training_takes_the_recipes_options(run: Run, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {}
     monkeypatch.setattr(
@@ -253,6 +275,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
         "bench density": set(),
         "bench step": {"run"},
         "bench sample": {"run"},
+        "bench score": {"run"},
         "bench train": {"run"},
         "bench data": {"dataset"},
         "bench drift": {"run", "dataset"},

@@ -136,8 +136,8 @@ def test_no_pass_grows_with_the_length_of_an_episode(monkeypatch: pytest.MonkeyP
     path = write_dataset(tmp_path / "data", lengths=[length])
     found = score(world, path, num_draws=2)
     assert len(found[0]) == length
-    # Four frames in the flow for each draw: with and without actions, and pairs for the short memory.
-    assert most == {"codec": frames_at_once(2), "flow": 4 * frames_at_once(2), "read": frames_at_once(2) + 1}
+    # Four frames in the flow for each draw: with and without actions, with larger and smaller ones.
+    assert most == {"codec": frames_at_once(2), "flow": 8 * frames_at_once(2), "read": frames_at_once(2) + 1}
     assert [frames_at_once(k) for k in (1, 8, 100)] == [32, 4, 4]
 
 

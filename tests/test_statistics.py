@@ -12,7 +12,7 @@ from builders import random_episode, tiny_world
 from worldflow.elbo import elbo
 from worldflow.score import score
 from worldflow.score_types import EpisodeScores, columns
-from worldflow.statistics import WINDOW, EpisodeScorer, normality, stored_pixel_std
+from worldflow.statistics import GAIN, WINDOW, EpisodeScorer, normality, stored_pixel_std
 from worldflow.types import Episode
 from worldflow.world import WorldModel
 
@@ -60,6 +60,13 @@ def test_the_numbers_are_what_they_are_called() -> None:
     close: Any = {"rtol": 1e-3, "atol": 1e-2}  # noise of 1e-7 times a gradient of a few hundred, and room
     np.testing.assert_allclose(scores.context_ratio, scores.frame - short, **close)
     assert scores.context_ratio[0] == pytest.approx(0, abs=1e-6) and np.abs(scores.context_ratio[1:]).max() > 0.1
+
+    more, less = (world.log_prob_latents(x, gain * actions).frame[0] for gain in (1 + GAIN, 1 - GAIN))
+    assert scores.action_gain is not None and np.abs(scores.action_gain).max() > 0.1
+    np.testing.assert_allclose(scores.action_gain, more - less, **close)
+    assert (
+        score(tiny_world(action="discrete"), [random_episode(tiny_world(action="discrete"), 2)])[0].action_gain is None
+    )
 
     assert scores.token is not None and scores.score_norm is not None
     np.testing.assert_allclose(scores.token.sum(1), -scores.frame, rtol=1e-9)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from worldflow.surprise_views import BAR, CALM, RINGING, SCALE, surprise_meter, token_figure
+from worldflow.surprise_views import BAR, CALM, RINGING, SCALE, surprise_meter, token_figure, token_heat
 
 
 def test_the_meter_is_as_high_as_the_surprise_and_red_where_it_rings() -> None:
@@ -37,3 +37,19 @@ def test_maps_of_tokens_stand_under_their_frames() -> None:
         token_figure(frames, token[:, :4], grid=(2, 3), transitions=[0])
     with pytest.raises(ValueError, match="from 0 to 2"):
         token_figure(frames, token, grid=(2, 3), transitions=[3])
+
+
+def test_heat_lies_over_the_tokens_that_cost_more() -> None:
+    frames = np.full((3, 4, 6, 3), 100, np.uint8)
+    token = np.array([[0.0, 1.0, 2.0, 3.0], [9.0, 0.0, 0.0, -5.0]])
+    hot = token_heat(frames, token, grid=(2, 2), low=1.0, high=3.0)
+    assert (hot[0] == 100).all()  # nothing is said about the first frame
+    red = hot[..., 0].astype(int) - 100
+    # RINGING's red is 220: half of the way from 100 where the heat is full, a quarter where it is half
+    np.testing.assert_array_equal(red[1], np.repeat(np.repeat([[0, 0], [30, 60]], 2, 0), 3, 1))
+    np.testing.assert_array_equal(red[2], np.repeat(np.repeat([[60, 0], [0, 0]], 2, 0), 3, 1))
+    assert token_heat(frames[..., :1], token, grid=(2, 2), low=1.0, high=3.0).shape == frames.shape
+    with pytest.raises(ValueError, match=r"token must have shape \(2, 9\)"):
+        token_heat(frames, token, grid=(3, 3), low=0.0, high=1.0)
+    with pytest.raises(ValueError, match="high must be above low"):
+        token_heat(frames, token, grid=(2, 2), low=1.0, high=1.0)

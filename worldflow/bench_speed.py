@@ -1,6 +1,6 @@
 """How fast worlds are drawn, scored and trained, beside what the machine could do.
 
-    worldflow bench step | sample | train | data
+    worldflow bench step | sample | train | data, and score (`worldflow.bench_score`)
 
     step    environment steps a second of `LearnedVectorEnv`, frames decoded or left in the latent
     sample  drawing frames one after the other, against scoring the same frames in one parallel pass: the floor of a
@@ -51,6 +51,7 @@ __all__ = [
     "StepBench",
     "TrainBench",
     "data_speed",
+    "opened",
     "sample_speed",
     "step_speed",
     "train_speed",
@@ -408,7 +409,7 @@ class StepBench:
 
     def __call__(self) -> None:
         """Measure and print."""
-        world = _opened(self.run, self.preset)
+        world = opened(self.run, self.preset)
         rows = step_speed(world, batches=self.batches, is_compiled=self.compile, seconds=self.seconds)
         report(rows, out=self.out, device=world.device, title="step")
 
@@ -434,7 +435,7 @@ class SampleBench:
 
     def __call__(self) -> None:
         """Measure and print."""
-        world = _opened(self.run, self.preset)
+        world = opened(self.run, self.preset)
         options = {"tolerances": self.tolerances, "is_compiled": self.compile, "seconds": self.seconds}
         rows = sample_speed(world, batches=self.batches, **options)
         report(rows, out=self.out, device=world.device, title="sample")
@@ -459,7 +460,7 @@ class TrainBench:
 
     def __call__(self) -> None:
         """Measure and print."""
-        world = _opened(self.run, self.preset)
+        world = opened(self.run, self.preset)
         rows = train_speed(world, batch=self.batch, length=self.length, seconds=self.seconds)
         report(rows, out=self.out, device=world.device, title="train")
 
@@ -485,7 +486,7 @@ class DataBench:
         report(rows, out=self.out, device="cpu", title="data")
 
 
-def _opened(run: str, preset: Preset | None) -> WorldModel:
+def opened(run: str, preset: Preset | None) -> WorldModel:
     """A run's world, or one of random weights of another size with its data."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     world = load(run, device=device)

@@ -8,9 +8,10 @@ that makes one number of them. The other half ranks what is new, for each statis
 over its transitions `i`, so the promise holds for all statistics together, whatever their dependence and however well
 the combination fits.
 
-What is promised. If normal transitions are exchangeable (`w_i = 1`), a normal one rings with probability of at most
-`false_alarm_rate`. Within an episode they are not independent: then the rate holds on average over episodes as the
-number of calibration episodes grows, and may be missed by far with few. With `is_strict`, a transition of an episode of
+What is promised. If what is watched of normal transitions were exchangeable (`w_i = 1`), a normal one would ring with
+probability of at most `false_alarm_rate`. Within an episode transitions are not independent, and averages over the last
+8 and 50 of them (`worldflow.watched`) less so: the rate holds on average over episodes as long as those that calibrate,
+as their number grows, and may be missed by far with few. With `is_strict`, a transition of an episode of
 `n` weighs `1 / n`, and the promise holds for the transitions of any new episode that is exchangeable with the normal
 ones, however they depend on each other; it takes `1 / false_alarm_rate` episodes in each half to ring at all. The
 alarms of an episode rank its highest number, and its highest drift, among whole episodes, so they hold with few of
@@ -32,11 +33,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from worldflow.combination import COMBINATIONS, CombinationName
-from worldflow.detector import STATISTICS, Alarms, Detector, statistic_matrix, statistic_values
+from worldflow.combination import COMBINATIONS, DEFAULT_COMBINATION, CombinationName
+from worldflow.detector import Alarms, Detector
 from worldflow.hints import did_you_mean
 from worldflow.score import score
 from worldflow.score_types import EpisodeScores
+from worldflow.watched import STATISTICS, statistic_matrix, statistic_values
 from worldflow.world import WorldModel
 
 __all__ = ["STATISTICS", "Alarms", "Detector", "calibrate", "calibrate_scores"]
@@ -48,7 +50,7 @@ def calibrate(
     *,
     false_alarm_rate: float = 0.01,
     episode_false_alarm_rate: float = 0.1,
-    combination: CombinationName = "highest",
+    combination: CombinationName = DEFAULT_COMBINATION,
     is_strict: bool = False,
     num_draws: int = 1,
     seed: int = 1,
@@ -91,7 +93,7 @@ def calibrate_scores(
     *,
     false_alarm_rate: float = 0.01,
     episode_false_alarm_rate: float = 0.1,
-    combination: CombinationName = "highest",
+    combination: CombinationName = DEFAULT_COMBINATION,
     is_strict: bool = False,
 ) -> Detector:
     """As `calibrate`, from scores of normal episodes.
@@ -106,10 +108,10 @@ def calibrate_scores(
         )
     first, second = scores[::2], scores[1::2]
     _check_enough(scores, second, false_alarm_rate, episode_false_alarm_rate, is_strict=is_strict)
-    names = tuple(name for name in STATISTICS if all(name in statistic_values(s, recent=np.empty(0)) for s in scores))
+    names = tuple(name for name in STATISTICS if all(name in statistic_values(s) for s in scores))
 
     def gathered(half: Sequence[EpisodeScores]) -> tuple[np.ndarray, np.ndarray]:
-        values = np.concatenate([statistic_matrix(s, names, recent=np.empty(0)) for s in half], axis=1)
+        values = np.concatenate([statistic_matrix(s, names) for s in half], axis=1)
         return values, np.array([len(s) for s in half])
 
     usual, usual_lengths = gathered(first)

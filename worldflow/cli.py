@@ -29,12 +29,12 @@ from worldflow.agents.compare_command import CompareCommand
 from worldflow.agents.dream_command import DreamCommand
 from worldflow.agents.improve_command import ImproveCommand
 from worldflow.bench import DensityBench
+from worldflow.bench_score import ScoreBench
 from worldflow.bench_speed import DataBench, SampleBench, StepBench, TrainBench
 from worldflow.checkpoint import load
 from worldflow.data import Dataset
 from worldflow.demo import DemoConfig, demo
-from worldflow.fidelity import EvaluateConfig, evaluate
-from worldflow.fidelity_text import as_text
+from worldflow.evaluate_command import Evaluate
 from worldflow.generate import edit, generate, read_frames
 from worldflow.hints import did_you_mean
 from worldflow.image_commands import SampleImages, TrainImages
@@ -244,33 +244,6 @@ class Generate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """Measure how faithful a learned world is, on held-out episodes, beside its baselines."""
-
-    run: Positional[Annotated[str, arg(metavar="RUN")]]
-    """Folder of the run, as `worldflow train --out` wrote it, or the name of a world that ships."""
-    dataset: Positional[Annotated[str, arg(metavar="DATASET")]]
-    """Folder of the data set; only its held-out episodes are measured on."""
-    out: str
-    """Folder for report.html and fidelity.json."""
-    json: bool = False
-    """Print everything as JSON."""
-    config: OmitArgPrefixes[EvaluateConfig] = field(default_factory=EvaluateConfig)
-    """How to evaluate."""
-
-    def __call__(self) -> dict[str, Any]:
-        """Evaluate."""
-        if Path(self.out).is_file():
-            raise NotADirectoryError(f"--out must name a folder, got the file {self.out}")
-        fidelity = evaluate(self.run, self.dataset, out=self.out, config=self.config)
-        files = {"report": str(Path(self.out) / "report.html"), "numbers": str(Path(self.out) / "fidelity.json")}
-        if self.json:
-            return files | fidelity.to_plain()
-        print(as_text(fidelity), end="\n\n")
-        return files
-
-
-@dataclass(frozen=True, kw_only=True)
 class Demo:
     """Record, learn, step, imagine and score a pendulum in minutes, and report what came out."""
 
@@ -324,6 +297,7 @@ COMMANDS: dict[str, type | dict[str, type]] = {
     "bench": {
         "step": StepBench,
         "sample": SampleBench,
+        "score": ScoreBench,
         "train": TrainBench,
         "data": DataBench,
         "drift": DriftBench,

@@ -2,9 +2,11 @@
 
 Each way is fitted to the values that normal transitions have, `(statistic, transition)`, and maps the values of others
 to how odd they are: the higher, the odder. None of the numbers means anything by itself; `worldflow.calibrate` ranks
-them among normal ones. Which way is best depends on what goes wrong: `worldflow.comparison` holds them side by side.
+them among normal ones. Which way is best depends on what goes wrong: `worldflow evaluate --anomalies` holds them
+side by side on labeled anomalies, `worldflow.comparison` on anybody's labeled recordings.
 
     highest      the most surprising statistic: max_j s_j, see `surprise`
+    fisher       all surprises added up, sum_j s_j: Fisher's way to combine p-values, ranked instead of looked up
     copula       Gaussian copula: g' R^-1 g, with g_j the normal score of statistic j by rank, R their correlation
     mahalanobis  (v - m)' S^-1 (v - m), of values as they are
     forest       how soon random cuts set the transition apart (scikit-learn's IsolationForest)
@@ -26,10 +28,20 @@ from worldflow.hints import did_you_mean
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["COMBINATIONS", "Combination", "CombinationName", "fit_combination", "normal_score", "surprise"]
+__all__ = [
+    "COMBINATIONS",
+    "DEFAULT_COMBINATION",
+    "Combination",
+    "CombinationName",
+    "fit_combination",
+    "normal_score",
+    "surprise",
+]
 
-CombinationName = Literal["highest", "copula", "mahalanobis", "forest"]
+CombinationName = Literal["highest", "fisher", "copula", "mahalanobis", "forest"]
 COMBINATIONS: tuple[CombinationName, ...] = get_args(CombinationName)
+DEFAULT_COMBINATION: CombinationName = "fisher"
+"""The best of `worldflow evaluate --anomalies` on the worlds that ship."""
 TAIL = 0.9
 """Share of usual values below the tail that is continued beyond the highest."""
 SHRINKAGE = 0.05
@@ -58,6 +70,8 @@ def fit_combination(name: CombinationName, usual: Float[np.ndarray, "statistic t
     match name:
         case "highest":
             return _Highest(usual)
+        case "fisher":
+            return _Fisher(usual)
         case "copula":
             return _Copula(usual)
         case "mahalanobis":
@@ -104,6 +118,14 @@ class _Highest:
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         return np.max([surprise(u, v) for u, v in zip(self.usual, values, strict=True)], axis=0)
+
+
+class _Fisher:
+    def __init__(self, usual: np.ndarray) -> None:
+        self.usual = np.sort(usual, axis=1)
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        return np.sum([surprise(u, v) for u, v in zip(self.usual, values, strict=True)], axis=0)
 
 
 class _Copula:

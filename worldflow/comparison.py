@@ -14,7 +14,7 @@ import numpy as np
 
 from worldflow.calibration import calibrate_scores
 from worldflow.combination import COMBINATIONS, CombinationName
-from worldflow.detector import Detector, statistic_matrix
+from worldflow.detector import Detector
 from worldflow.metrics import auroc
 
 if TYPE_CHECKING:
@@ -124,10 +124,10 @@ def _single(
     """Areas of each statistic by itself."""
 
     def gathered(scores: Sequence[EpisodeScores]) -> np.ndarray:
-        return np.concatenate([statistic_matrix(s, detector.statistics, recent=np.empty(0)) for s in scores], axis=1)
+        return np.concatenate([detector.watched(s) for s in scores], axis=1)
 
     usual, odd = gathered(fresh), {name: gathered(scores) for name, scores in anomalous.items()}
     return {
         statistic: {name: auroc(usual[row], odd[name][row][labels[name]]) for name in anomalous}
-        for row, statistic in enumerate(detector.statistics)
+        for row, statistic in enumerate(detector.names)
     }

@@ -21,38 +21,18 @@ import numpy as np
 from worldflow.atomic import replacing
 from worldflow.combination import Combination, CombinationName, fit_combination, normal_score, surprise
 from worldflow.conformal import Ranks, peaks
-from worldflow.detection import SMOOTHING, trailing_mean
 from worldflow.drift import cusum
 from worldflow.fingerprint import world_fingerprint
 from worldflow.score_types import EpisodeScores
+from worldflow.watched import Averages, statistic_matrix, watched_names
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int64
 
-__all__ = ["STATISTICS", "Alarms", "Detector", "Thresholds", "Watch", "statistic_matrix", "statistic_values"]
+__all__ = ["Alarms", "Detector", "Thresholds", "Watch"]
 
-STATISTICS = {
-    "frame_unlikely": "NLL of the frame: it is nowhere where the world expected it",
-    "frame_too_likely": "log-likelihood of the frame: it holds less than the world expected",
-    "frame_mean_unlikely": "as frame_unlikely, averaged over the last eight transitions",
-    "frame_mean_too_likely": "as frame_too_likely, averaged over the last eight transitions",
-    "atypical_unlikely": "typicality: eight transitions were less likely than the world's own samples are",
-    "atypical_too_likely": "typicality, negative: they were more likely than those",
-    "action": "log p(x | past) - log p(x | past, a): the frame does not follow from the action",
-    "context": "log p(x | last frame, a) - log p(x | past, a): the frame does not follow from the motion before",
-    "unsure": "predicted entropy: the world does not know what comes",
-    "normality": "the frame's noise is not white and Gaussian",
-    "noise_spatial": "the frame's noise is correlated in space, either way",
-    "noise_temporal": "the frame's noise is correlated with that of the frame before, either way",
-    "reward": "NLL of the reward",
-    "terminated": "NLL of the termination, or of its absence",
-    "reconstruction": "error of the codec's round trip: the frame does not look like one",
-    "pixels": "bound of the frame's bits: what codes leave out counts, too",
-    "score_norm": "norm of the denoiser's score: the frame lies off what it learned",
-}
-"""What an alarm may rest on."""
-FORMAT = 1
+FORMAT = 2
 ARRAYS = ("usual", "usual_lengths", "normal", "normal_lengths")
 
 
@@ -64,7 +44,7 @@ class Alarms:
         transition: Whether each transition rings.
         p_value: Of each transition, all statistics together: uniform or higher under normal conditions.
         statistic: Index in `names` of the one that is the most surprising.
-        names: The statistics, in order.
+        names: The statistics and their averages, in order.
         surprise: Of each statistic, nats.
         statistic_p_value: Of each statistic by itself; it rings alone at or below the promised rate.
         drift: Whether the drift up to each transition rings.
@@ -103,7 +83,7 @@ class Detector:
     """Tells anomalous transitions and episodes from their scores; made by `calibrate`.
 
     Args:
-        statistics: Names in `STATISTICS` of what it rests on.
+        statistics: Names in `worldflow.watched.STATISTICS` of what it rests on, alone and averaged.
         combination: How they are combined.
         usual: Values of each statistic on the first half of the normal episodes, in order.
         usual_lengths: Transitions of those episodes.
@@ -141,12 +121,21 @@ class Detector:
 
     def oddness(self, scores: EpisodeScores) -> Float[np.ndarray, " time"]:
         """The combination's number of every transition: what p-values rank."""
-        return self._combine(statistic_matrix(scores, self.statistics, recent=np.empty(0)))
+        return self._combine(self.watched(scores))
+
+    def watched(self, scores: EpisodeScores) -> Float[np.ndarray, "watched time"]:
+        """Values of the statistics of an episode and of their averages, as `names` says."""
+        return self._averages(statistic_matrix(scores, self.statistics))[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the statistics and of their averages, in order."""
+        return watched_names(self.statistics)
 
     @cached_property
     def thresholds(self) -> Thresholds:
         """Values above which statistics ring."""
-        names = (*self.statistics, "combination")
+        names = (*self.names, "combination")
         bounds = [r.threshold(self.false_alarm_rate) for r in self._ranks]
         highest = [r.threshold(self.episode_false_alarm_rate) for r in self._peak_ranks]
         return Thresholds(
@@ -220,17 +209,30 @@ class Detector:
     # -- inside ---------------------------------------------------------------------------------------------------
 
     @cached_property
+    def _averages(self) -> Averages:
+        return Averages.of(self.usual)
+
+    def _watched(self, values: np.ndarray, lengths: np.ndarray) -> Float[np.ndarray, "watched transition"]:
+        parts = np.split(values, np.cumsum(lengths)[:-1], axis=1)
+        return np.concatenate([self._averages(part)[0] for part in parts], axis=1)
+
+    @cached_property
+    def _usual(self) -> Float[np.ndarray, "watched transition"]:
+        return self._watched(self.usual, self.usual_lengths)
+
+    @cached_property
     def _combine(self) -> Combination:
-        return fit_combination(self.combination, self.usual)
+        return fit_combination(self.combination, self._usual)
 
     @cached_property
-    def _sorted(self) -> Float[np.ndarray, "statistic transition"]:
-        return np.sort(self.usual, axis=1)
+    def _sorted(self) -> Float[np.ndarray, "watched transition"]:
+        return np.sort(self._usual, axis=1)
 
     @cached_property
-    def _all(self) -> Float[np.ndarray, "statistic+1 transition"]:
+    def _all(self) -> Float[np.ndarray, "watched+1 transition"]:
         """Values of the second half, the combination's last."""
-        return np.concatenate((self.normal, self._combine(self.normal)[None]))
+        values = self._watched(self.normal, self.normal_lengths)
+        return np.concatenate((values, self._combine(values)[None]))
 
     @cached_property
     def _ranks(self) -> list[Ranks]:
@@ -251,8 +253,9 @@ class Detector:
         sums = self._sums(self.normal, self.normal_lengths) / self._drift_scale[:, None]
         return Ranks(peaks(sums, self.normal_lengths).max(0))
 
-    def _surprises(self, values: np.ndarray) -> Float[np.ndarray, "statistic time"]:
-        return np.stack([surprise(u, v) for u, v in zip(self._sorted, values, strict=True)])
+    def _surprises(self, values: np.ndarray) -> Float[np.ndarray, "watched time"]:
+        """Of the first so many of what is watched."""
+        return np.stack([surprise(u, v) for u, v in zip(self._sorted, values, strict=False)])
 
     def _drifts(self, surprises: np.ndarray, start: np.ndarray | float) -> Float[np.ndarray, "statistic time"]:
         # A single outlier is not a drift: no transition counts for more than three standard deviations.
@@ -272,7 +275,7 @@ class Watch:
 
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
-        self._recent = np.empty(0)
+        self._past: np.ndarray | None = None
         self._sums: np.ndarray | float = 0.0
         self._highest = -math.inf
 
@@ -287,10 +290,10 @@ class Watch:
         """
         detector = self.detector
         detector.check(scores.world, num_draws=scores.num_draws)
-        values = statistic_matrix(scores, detector.statistics, recent=self._recent)
-        self._recent = np.concatenate((self._recent, scores.above_floor))[-(SMOOTHING - 1) :]
+        single = statistic_matrix(scores, detector.statistics)
+        values, self._past = detector._averages(single, self._past)
         surprises, combined = detector._surprises(values), detector._combine(values)
-        sums = detector._drifts(surprises, self._sums)
+        sums = detector._drifts(surprises[: len(single)], self._sums)
         self._sums, self._highest = sums[:, -1], max(self._highest, float(combined.max()))
         *alone, together = (r.p_value(v) for r, v in zip(detector._ranks, (*values, combined), strict=True))
         episode = float(detector._peak_ranks[-1].p_value(np.array([self._highest]))[0])
@@ -299,7 +302,7 @@ class Watch:
             transition=together <= detector.false_alarm_rate,
             p_value=together,
             statistic=surprises.argmax(0),
-            names=detector.statistics,
+            names=detector.names,
             surprise=surprises,
             statistic_p_value=np.stack(alone),
             drift=drift <= detector.episode_false_alarm_rate,
@@ -307,50 +310,3 @@ class Watch:
             episode=episode <= detector.episode_false_alarm_rate,
             episode_p_value=episode,
         )
-
-
-def statistic_values(
-    scores: EpisodeScores, *, recent: Float[np.ndarray, " past"]
-) -> dict[str, Float[np.ndarray, " time"]]:
-    """Those of `STATISTICS` that scores have, each higher for more anomalous.
-
-    Args:
-        scores: Scores of an episode, or of a part of one.
-        recent: `above_floor` of the transitions before them.
-    """
-    mean = trailing_mean(np.concatenate((recent, scores.above_floor)))[len(recent) :]
-    values = {
-        "frame_unlikely": scores.above_floor,
-        "frame_too_likely": -scores.above_floor,
-        "frame_mean_unlikely": mean,
-        "frame_mean_too_likely": -mean,
-        "atypical_unlikely": scores.typicality,
-        "atypical_too_likely": -scores.typicality,
-        "action": -scores.action_ratio,
-        "context": -scores.context_ratio,
-        "unsure": scores.entropy,
-        "normality": scores.normality,
-        "noise_spatial": np.abs(scores.z_spatial),
-        "noise_temporal": np.abs(scores.z_temporal),
-        "reward": -scores.reward,
-        "terminated": -scores.terminated,
-        "reconstruction": scores.reconstruction,
-    }
-    for name, value in (("pixels", scores.pixel_bits), ("score_norm", scores.score_norm)):
-        if value is not None:
-            values[name] = value
-    return values
-
-
-def statistic_matrix(
-    scores: EpisodeScores, names: Sequence[str], *, recent: np.ndarray
-) -> Float[np.ndarray, "statistic time"]:
-    """Named statistics, row by row; as `statistic_values`.
-
-    Raises:
-        ValueError: If the scores lack one.
-    """
-    values = statistic_values(scores, recent=recent)
-    if missing := [name for name in names if name not in values]:
-        raise ValueError(f"these scores lack {', '.join(missing)}, which the detector rests on; score with pixels=True")
-    return np.stack([values[name] for name in names])

@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 
 from worldflow.calibration import calibrate
 from worldflow.checkpoint import load
-from worldflow.combination import CombinationName
+from worldflow.combination import DEFAULT_COMBINATION, CombinationName
 from worldflow.data import Dataset
 from worldflow.detector import Alarms, Detector
 from worldflow.score import score, write_csv, write_json
@@ -60,7 +60,7 @@ class Score:
     """With --normal: share of normal transitions that may ring."""
     episode_false_alarm_rate: float = 0.1
     """With --normal: share of normal episodes that may ring."""
-    combination: CombinationName = "highest"
+    combination: CombinationName = DEFAULT_COMBINATION
     """With --normal: how statistics become one number."""
     fail_on_alarm: bool = False
     """End with status 3 if an episode rings as a whole or by drift; needs --normal or --detector."""

@@ -38,6 +38,9 @@ class EpisodeScores:
             noise `z`, in standard deviations: standard normal and uncorrelated under the model.
         z_spatial, z_temporal: Correlation of `z` between neighboring tokens, and with the frame before; the same.
         reconstruction: Mean squared error of the frame after the codec's round trip, on pixels in [-1, 1].
+        action_gain: How much likelier actions made the frame that are a fifth larger than ones that are smaller, nats:
+            negative where less came of the action than should have, 0 on average under the model; None for discrete
+            actions.
         pixel_bits: Bound of the frame's bits per pixel and channel (`worldflow.elbo`); None where it was not asked for,
             or the world stores no pasts to tell by how much decoded frames are off.
         score_norm: Root mean square of the denoiser's score of the frame, 1 or less under the model; None without one.
@@ -64,6 +67,7 @@ class EpisodeScores:
     z_spatial: Float[np.ndarray, " time"]
     z_temporal: Float[np.ndarray, " time"]
     reconstruction: Float[np.ndarray, " time"]
+    action_gain: Float[np.ndarray, " time"] | None = None
     pixel_bits: Float[np.ndarray, " time"] | None = None
     score_norm: Float[np.ndarray, " time"] | None = None
     token: Float[np.ndarray, "time token"] | None = None

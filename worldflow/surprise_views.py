@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, UInt8
     from matplotlib.figure import Figure
 
-__all__ = ["surprise_meter", "token_figure"]
+__all__ = ["surprise_meter", "token_figure", "token_heat"]
 
 BAR, CALM, RINGING, SCALE = 10, (13, 110, 140), (220, 60, 40), (229, 231, 235)
 
@@ -55,6 +55,41 @@ def surprise_meter(
     for t, rise in enumerate(filled.tolist(), start=1):
         clip[t, rows - rise :, -BAR:] = RINGING if rings is not None and rings[t - 1] else CALM
     return clip
+
+
+def token_heat(
+    frames: UInt8[np.ndarray, "time+1 row column channel"],
+    token: Float[np.ndarray, "time token"],
+    *,
+    grid: tuple[int, int],
+    low: float,
+    high: float,
+) -> UInt8[np.ndarray, "time+1 row column 3"]:
+    """Lay what tokens cost over the frames themselves, as red light: none at `low`, half of the picture from `high` on.
+
+    Args:
+        frames: The recording; nothing is said about its first frame.
+        token: Negative log-likelihood of every token, nats (`EpisodeScores.token`).
+        grid: Rows and columns of tokens.
+        low: Nats where the heat begins, such as the median of normal tokens.
+        high: Nats from which on it is full, such as the highest of the episode.
+
+    Returns:
+        The frames, in color.
+
+    Raises:
+        ValueError: If tokens are not those of the grid, or `high` is not above `low`.
+    """
+    if token.shape != (len(frames) - 1, grid[0] * grid[1]):
+        raise ValueError(f"token must have shape {(len(frames) - 1, grid[0] * grid[1])}, got {token.shape}")
+    if not high > low:
+        raise ValueError(f"high must be above low, got {high} and {low}")
+    rows, columns = frames.shape[1:3]
+    share = 0.5 * np.clip((token.reshape(-1, *grid) - low) / (high - low), 0, 1)
+    share = share[:, np.arange(rows) * grid[0] // rows][:, :, np.arange(columns) * grid[1] // columns]
+    color = np.broadcast_to(frames, (*frames.shape[:3], 3)).astype(np.float64)
+    color[1:] += share[..., None] * (np.array(RINGING) - color[1:])
+    return np.rint(color).astype(np.uint8)
 
 
 def token_figure(
