@@ -87,6 +87,8 @@ class PlanCommand:
             raise ValueError("there is no GPU that torch can use; leave --device out or give cpu")
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         world = load(self.run, device=device)
+        if self.video is not None and world.config.data.is_vector:
+            raise ValueError("--video shows frames, but this world's are vectors; leave it out")
         pilot = Pilot(
             world,
             self._planner(world),
@@ -160,6 +162,7 @@ class PlanCommand:
         from gymnasium.envs.registration import EnvSpec
 
         from worldflow.envs.collect import make_pixel_env
+        from worldflow.envs.making import make_vector_env
         from worldflow.envs.tasks import TASKS
 
         arguments = self._arguments()
@@ -169,7 +172,9 @@ class PlanCommand:
         if recorded is not None and self.env in (None, json_format.loads(recorded)["id"]):
             return gym.make(EnvSpec.from_json(recorded), **arguments)
         assert self.env is not None
-        size = world.config.data.frame_shape[0]
+        if world.config.data.is_vector:
+            return make_vector_env(self.env, env_kwargs=arguments)
+        size = world.config.data.image_shape[0]
         if self.env.rpartition(":")[2] in {f"worldflow/{task}-v0" for task in TASKS}:
             arguments = {"size": size, **arguments}
         return make_pixel_env(self.env, size=size, env_kwargs=arguments)
