@@ -49,10 +49,11 @@ class TrainConfig:
     """Share of `minutes` that the codec gets."""
     codec_batch: int = 64
     """Frames of a step of the codec."""
-    batch: int = 16
-    """Clips of a step of the flow."""
+    batch: int | None = None
+    """Clips of a step of the flow; 16 unless given, 64 of vectors."""
     length: int | None = None
-    """Transitions of a clip; twice the attention window unless given, so that caches are trained as they are used."""
+    """Transitions of a clip; twice the attention window unless given, so that caches are trained as they are used, and
+    at least 8."""
     codec_frames: int = 50_000
     """Frames kept in memory to train the codec, a random sample where the data set has more."""
     codec_smoothness: float = 0.1
@@ -212,7 +213,7 @@ def world_config(
 def _vector_config(
     train: TrainConfig, data: DataSpec, reward: RewardSupport, text: TextSpec | None, size: dict[str, Any]
 ) -> WorldConfig:
-    """One token of all numbers of a vector."""
+    """One token of all numbers of a vector: shallow blocks, which mix the tokens of a frame, would have none to mix."""
     codec = CodecConfig(
         kind="vector",
         frame_shape=data.frame_shape,
@@ -223,10 +224,10 @@ def _vector_config(
         latent_dim=codec.token_dim,
         grid=codec.grid,
         action_dim=data.action.feature_dim,
-        has_shown=not size["shallow_layers"],
-        soft_clip=8.0,
+        has_shown=True,
+        soft_clip=8.0,  # sigma may be as small as 0.0006: the noise is
         text_dim=0 if text is None else text.dim,
-        **size,
+        **{**size, "shallow_layers": ()},
     )
     return WorldConfig(
         data=data, codec=codec, flow=flow, reward=reward, text=text, denoiser=_denoiser(train, codec, flow)

@@ -170,7 +170,7 @@ class EpisodeScorer:
         pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(world.device)
         codes = world.codec.encode(pixels)
         off = world.codec.from_frames(world.codec.decode(codes)) - world.codec.from_frames(pixels)
-        return codes.to(world.dtype), off.square().flatten(1).mean(1).double().cpu().numpy()
+        return codes.to(world.dtype), off.square().mean(tuple(range(1, off.dim()))).double().cpu().numpy()
 
     def _noisy(self, codes: Float[Tensor, "time token latent"]) -> Float[Tensor, "draw time token latent"]:
         world = self.world

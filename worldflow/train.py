@@ -288,14 +288,15 @@ class _Run:
 
     def _fit_flow(self, world: WorldModel, source: LatentData | JointClips, lengths: np.ndarray, log: TrainLog) -> None:
         config = self.config
-        length = config.length or 2 * world.config.flow.window
+        length = config.length or max(8, 2 * world.config.flow.window)
+        batch = config.batch or (64 if self.dataset.spec.is_vector else 16)
         episodes = self.dataset.episodes("train")
         held_out = window_index(lengths, length, stride=length, episodes=self.dataset.episodes("held_out"))
         order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(config.seed))
         looked_at = held_out[order[: config.eval_clips].numpy()]
 
         def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
-            index = sample_index(lengths, length, config.batch, generator=self.generator, episodes=episodes)
+            index = sample_index(lengths, length, batch, generator=self.generator, episodes=episodes)
             which = torch.randint(len(self.symmetries), (len(index),), generator=self.generator)
             clips = source.gather(index, length, symmetry=which)
             loss = flow_loss(world, clips, generator=self.generator, config=config, maps=self.maps)
@@ -343,7 +344,7 @@ class _Run:
             stage=FLOW,
             steps=config.steps,
             minutes=minutes,
-            items=config.batch * length,
+            items=batch * length,
             look=look_at_held_out,
         )
 
