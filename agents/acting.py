@@ -312,8 +312,8 @@ def _play(
             break
     if failure is not None and truncated:
         truncated[-1] = True
-    T, shape = len(rewards), pilot.world.config.data.frame_shape
-    real = np.stack(frames).reshape(T + 1, *shape)
+    T, data = len(rewards), pilot.world.config.data
+    real = np.stack(frames).reshape(T + 1, *data.frame_shape).astype(data.frame_dtype, copy=False)
     expected = ahead = None
     if pilot.sees:
         seen = [(real[0], real[0]), *pilot.seen[:T]]

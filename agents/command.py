@@ -86,6 +86,8 @@ class PlanCommand:
             raise ValueError("there is no GPU that torch can use; leave --device out or give cpu")
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         world = load(self.run, device=device)
+        if self.video is not None and world.config.data.is_vector:
+            raise ValueError("--video shows frames, but this world's are vectors; leave it out")
         pilot = self.pilot(world)
         played: list[Played] = []
         rules: dict[str, Any] = {"episodes": self.episodes, "seed": self.seed, "max_steps": self.max_steps}

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from worldflow.codec import to_float, to_uint8
 from worldflow.randomness import normal, uniform
 from worldflow.state import WorldState
 from worldflow.types import Generators, LogProb, Transition
@@ -64,7 +63,7 @@ class Differentiable:
             x = world.flow.from_deep(drawn.u, method="sequential")
             frame_log_prob = frame_log_prob + world.flow.to_deep(x[:, None])[1][:, 0].sum(-1)
             pixels = self._shown(x)
-            frame = to_uint8(pixels.detach())
+            frame = world.codec.to_frames(pixels.detach())
             if config.has_shown:
                 after = world.flow.show(after, world.codec.encode_pixels(world.codec._pad(pixels)).to(world.dtype))
         termination_prob = world.termination.logit(drawn.hidden).sigmoid()
@@ -87,8 +86,11 @@ class Differentiable:
         return transition, after
 
     def _shown(self, x: Float[Tensor, "batch token latent"]) -> Float[Tensor, "batch channel row column"]:
-        """Pixels as they are shown, rounded, with the gradient of what was rounded."""
-        rows, columns, _ = self.world.config.data.frame_shape
-        pixels = self.world.codec.decode_pixels(x)[..., :rows, :columns].clamp(-1, 1)
-        rounded = to_float(to_uint8(pixels.detach())).to(pixels)
+        """Pixels as they are shown, rounded, with the gradient of what was rounded; a vector's numbers as they are."""
+        codec = self.world.codec
+        (pixels,) = codec.decoded_parts(x, chunk=len(x))
+        if self.world.config.data.is_vector:
+            return pixels
+        pixels = pixels.clamp(-1, 1)
+        rounded = codec.from_frames(codec.to_frames(pixels.detach())).to(pixels)
         return pixels + (rounded - pixels).detach()

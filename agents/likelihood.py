@@ -64,8 +64,8 @@ class GoalLikelihood(Term):
         if self.when not in ("last", "mean", "best"):
             raise ValueError(f"when must be 'last', 'mean' or 'best', got {self.when!r}")
         frames = torch.as_tensor(self.frames)
-        if frames.dim() != 4 or len(frames) == 0:
-            expected = ("goal", *self.world.config.data.frame_shape)
+        expected = ("goal", *self.world.config.data.frame_shape)
+        if frames.dim() != len(expected) or len(frames) == 0:
             raise ValueError(f"goal frames must have shape {expected}, at least one, got {tuple(frames.shape)}")
         codes = self.world.codes(frames)
         generator = torch.Generator().manual_seed(self.seed)

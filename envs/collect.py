@@ -8,28 +8,25 @@ same as one that was not.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from minari.serialization import serialize_space
 from tqdm import tqdm
 
 from worldflow import __version__
+from worldflow.envs.making import make_pixel_env, make_vector_env, serialized
 from worldflow.envs.policies import Mixed, Policy, make_policy, start_episode, valid_action
 from worldflow.envs.recorder import OnExisting, Recorder
-from worldflow.envs.tasks import PixelObservation
 from worldflow.episodes import CAPTION, shared_caption
-from worldflow.hints import did_you_mean
 from worldflow.index import SplitRule
-from worldflow.spaces import action_spec, frame_shape
+from worldflow.spaces import action_spec
 from worldflow.types import Episode
 
 __all__ = ["collect", "make_pixel_env", "record_episode"]
@@ -49,6 +46,7 @@ def collect(
     max_steps: int | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     size: int = 64,
+    observation: Literal["pixels", "vector"] = "pixels",
     split: SplitRule | None = None,
     on_existing: OnExisting = "error",
     progress: bool = True,
@@ -70,6 +68,8 @@ def collect(
             time limit counts, or 1000 steps where it has none.
         env_kwargs: Arguments of the environment, if `env` is an id.
         size: Rows and columns of the frame, if the environment has to be rendered.
+        observation: What is recorded of it: `pixels`, rendered where it observes none; or `vector`, what it observes
+            itself, a floating Box of one axis, which is kept as float32.
         split: Which episodes are held out, to be written down with the data.
         on_existing: What to do where a data set is: `"error"`, `"append"` or `"overwrite"`.
         progress: Whether to show a progress bar.
@@ -89,13 +89,16 @@ def collect(
         raise ValueError(f"seed must not be negative, got {seed}")
     if max_steps is not None and max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
-    made = make_pixel_env(env, size=size, env_kwargs=env_kwargs)
+    if observation == "vector":
+        made = make_vector_env(env, env_kwargs=env_kwargs)
+    else:
+        made = make_pixel_env(env, size=size, env_kwargs=env_kwargs)
     try:
         spaces = {"observation_space": made.observation_space, "action_space": made.action_space}
         chosen = Mixed(make_policy(policy, **spaces), made.action_space, random_fraction=random_fraction)
         recorder = Recorder(
             out,
-            **{name: _serialized(space) for name, space in spaces.items()},
+            **{name: serialized(space) for name, space in spaces.items()},
             env_spec=_spec_json(made),
             on_existing=on_existing,
             metadata=_metadata(policy, split or SplitRule()),
@@ -116,44 +119,11 @@ def collect(
     return Path(out)
 
 
-def make_pixel_env(
-    env: str | gym.Env[Any, Any], *, size: int = 64, env_kwargs: Mapping[str, Any] | None = None
-) -> gym.Env[Any, Any]:
-    """Make an environment that observes images, rendering it where it does not.
-
-    Args:
-        env: A registered id, or an environment.
-        size: Rows and columns of rendered frames.
-        env_kwargs: Arguments of the environment, if `env` is an id.
-
-    Raises:
-        ValueError: There is no such id, or it can neither observe images nor render `rgb_array`.
-    """
-    if not isinstance(env, str):
-        if not isinstance(env, gym.Env):
-            raise TypeError(f"env must be an id or a Gymnasium environment, got {type(env).__name__}")
-        if env_kwargs:
-            raise ValueError("env_kwargs are arguments for an id; pass an environment that is made with them")
-        return env if _observes_images(env) else PixelObservation(env, size=size)
-    kwargs = dict(env_kwargs or {})
-    made = _make(env, kwargs)
-    if _observes_images(made):
-        return made
-    modes = made.metadata.get("render_modes", [])
-    made.close()
-    if "rgb_array" not in modes:
-        raise ValueError(
-            f"{env} neither observes uint8 images nor renders rgb_array (its modes: {modes}); "
-            "wrap it so that it does, and pass the environment"
-        )
-    return PixelObservation(_make(env, {**kwargs, "render_mode": "rgb_array"}), size=size)
-
-
 def record_episode(env: gym.Env[Any, Any], policy: Policy, *, seed: int, max_steps: int = DEFAULT_MAX_STEPS) -> Episode:
     """Play one episode and keep it: the frame of the reset first, and every action as the environment got it.
 
     Args:
-        env: An environment that observes images.
+        env: An environment that observes images or vectors.
         policy: The policy.
         seed: For the environment and, through a generator of its own, for the policy.
         max_steps: Steps after which the episode is cut off and marked truncated.
@@ -240,43 +210,8 @@ def _record(
         recorder.finish()
 
 
-def _make(env_id: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
-    module, _, name = env_id.rpartition(":")
-    if module:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name is None or not module.startswith(error.name):
-                raise
-            raise ValueError(f"environment {env_id!r}: there is no module {module!r}; install it") from error
-    try:
-        gym.spec(name)
-    except gym.error.Error as error:
-        hint = did_you_mean(name, gym.registry, otherwise="is its package imported? use module:id", at_most=3)
-        raise ValueError(f"unknown environment {env_id!r}{hint}") from error
-    try:
-        return gym.make(name, **kwargs)
-    except TypeError as error:
-        raise ValueError(f"environment {env_id!r} does not take the arguments {kwargs} ({error})") from error
-
-
-def _observes_images(env: gym.Env[Any, Any]) -> bool:
-    try:
-        frame_shape(_serialized(env.observation_space))
-    except ValueError:
-        return False
-    return True
-
-
-def _serialized(space: gym.Space[Any]) -> str:
-    try:
-        return str(serialize_space(space))
-    except NotImplementedError as error:
-        raise ValueError(f"Minari cannot store the space {space}") from error
-
-
 def _spec_json(env: gym.Env[Any, Any]) -> str | None:
-    action_spec(_serialized(env.action_space))
+    action_spec(serialized(env.action_space))
     if env.spec is None:
         return None
     try:
@@ -323,7 +258,11 @@ def _frame(env: gym.Env[Any, Any], observation: Any) -> np.ndarray:
             f"the environment observes {space.dtype} of shape {space.shape}, as it says, "
             f"but returned {frame.dtype} of shape {frame.shape}"
         )
-    return frame.copy()
+    if frame.dtype.kind != "f":
+        return frame.copy()
+    if not np.isfinite(frame).all():
+        raise ValueError(f"the environment observed numbers that are not finite: {frame.tolist()}")
+    return frame.astype(np.float32)
 
 
 def _columns(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

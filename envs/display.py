@@ -15,14 +15,16 @@ from gymnasium import spaces
 if TYPE_CHECKING:
     from jaxtyping import UInt8
 
+    from worldflow.types import DataSpec
+
 __all__ = ["METADATA", "checked_render_mode", "enlarged", "keys_to_action", "neutral_action"]
 
 METADATA: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 15}
 _KEYS = ("da", "ws", "kj", "li", "om", "un")  # up and down of each component
 
 
-def checked_render_mode(mode: str | None) -> str | None:
-    """The mode, if it is one.
+def checked_render_mode(mode: str | None, data: DataSpec) -> str | None:
+    """The mode, if it is one, and a world of such data has pictures for it.
 
     Raises:
         ValueError: If it is not.
@@ -30,6 +32,8 @@ def checked_render_mode(mode: str | None) -> str | None:
     if mode not in (None, *METADATA["render_modes"]):
         hint = "; gymnasium.make(..., render_mode='human') shows a window" if mode == "human" else ""
         raise ValueError(f"render_mode must be 'rgb_array' or None, got {mode!r}{hint}")
+    if mode is not None and data.is_vector:
+        raise ValueError("a world of vectors has no picture to render; leave out render_mode")
     return mode
 
 

@@ -115,7 +115,7 @@ class ImaginedEpisodes:
         self._is_seeded = np.zeros(num_rows, bool)
         self._elapsed = np.zeros(num_rows, np.int64)
         self._limits = np.zeros(num_rows, np.int64)
-        self._frames = np.zeros((num_rows, *self._data.frame_shape), np.uint8)
+        self._frames = np.zeros((num_rows, *self._data.frame_shape), self._data.frame_dtype)
         self._is_drawn = np.zeros(num_rows, bool)
         self.ended = np.zeros(num_rows, bool)
 

@@ -80,8 +80,8 @@ class LearnedEnv(gym.Env[Any, Any], EzPickle):
         **options: Any,
     ) -> None:
         EzPickle.__init__(self, world, device=device, render_mode=render_mode, **options)
-        self.render_mode = checked_render_mode(render_mode)
         self._episodes = ImaginedEpisodes(world, 1, EpisodeOptions(**options), device=device)
+        self.render_mode = checked_render_mode(render_mode, self.world.config.data)
         self._observer = Observer(self._episodes)
         self.observation_space = self._observer.space
         self.action_space = recorded_action_space(self.world)

@@ -67,11 +67,11 @@ class LearnedVectorEnv(VectorEnv[Any, Any, np.ndarray]):
     ) -> None:
         super().__init__()
         self.num_envs = whole("num_envs", num_envs)
-        self.render_mode = checked_render_mode(render_mode)
         self.autoreset_mode = _checked_autoreset_mode(autoreset_mode)
         self.metadata = {**METADATA, "autoreset_mode": self.autoreset_mode}
         chosen = EpisodeOptions(**named) if options is None else replace(options, **named)
         self._episodes = ImaginedEpisodes(world, self.num_envs, chosen, device=device)
+        self.render_mode = checked_render_mode(render_mode, self.world.config.data)
         if max_episode_steps is not None:
             self._episodes.horizon = min(self._episodes.horizon, whole("max_episode_steps", max_episode_steps))
         self._observer = Observer(self._episodes)

@@ -1,4 +1,7 @@
-"""What is observed of an imagined episode: its frame, the flow's tokens of it, or both."""
+"""What is observed of an imagined episode: its frame, the flow's tokens of it, or both.
+
+A frame is what was recorded: a picture, or a vector, which is kept inside the bounds of its recorded space.
+"""
 
 from __future__ import annotations
 
@@ -33,28 +36,32 @@ class Observer:
     def __init__(self, episodes: ImaginedEpisodes) -> None:
         self._episodes = episodes
         self._kind = episodes.options.observation
-        pixels = _recorded_space(episodes.world.config.data.observation_space)
-        assert pixels.shape is not None
-        self._shape = pixels.shape
-        spaces = {"pixels": pixels, "latent": token_space(episodes.world)}
-        self.space: gym.Space[Any] = gym.spaces.Dict(spaces) if self._kind == "dict" else spaces[self._kind]
+        data = episodes.world.config.data
+        recorded = _recorded_space(data.observation_space)
+        assert isinstance(recorded, gym.spaces.Box)
+        self._recorded, self._name = recorded, "vector" if data.is_vector else "pixels"
+        latent = token_space(episodes.world)
+        both = gym.spaces.Dict({self._name: recorded, "latent": latent})
+        self.space: gym.Space[Any] = {"pixels": recorded, "latent": latent, "dict": both}[self._kind]
 
     def all(self) -> Any:
         """A copy of every row's observation, one behind the other."""
         if self._kind == "pixels":
-            return self._pixels()
+            return self._seen()
         if self._kind == "latent":
             return self._episodes.latents.copy()
-        return {"pixels": self._pixels(), "latent": self._episodes.latents.copy()}
+        return {self._name: self._seen(), "latent": self._episodes.latents.copy()}
 
     def row(self, index: int) -> Any:
         """One row's observation."""
         seen = self.all()
         return {name: part[index] for name, part in seen.items()} if isinstance(seen, dict) else seen[index]
 
-    def _pixels(self) -> np.ndarray:
-        frames = self._episodes.frames
-        return frames.reshape(len(frames), *self._shape).copy()
+    def _seen(self) -> np.ndarray:
+        frames, space = self._episodes.frames, self._recorded
+        if self._name == "pixels":
+            return frames.reshape(len(frames), *space.shape).copy()
+        return np.clip(frames.astype(space.dtype), space.low, space.high)
 
 
 def recorded_action_space(world: WorldModel) -> gym.Space[Any]:

@@ -128,27 +128,31 @@ class Pasts:
         """The pasts that `options` hold, as a batch."""
         shape = self._data.frame_shape
         frames = np.asarray(frames)
-        if frames.shape[-2:] == shape[:2] and shape[2] == 1:  # gray, as its environment may observe it
+        if shape[2:] == (1,) and frames.shape[-2:] == shape[:2]:  # gray, as its environment may observe it
             frames = frames[..., None]
-        is_each = frames.ndim == 5
-        if frames.ndim not in (4, 5) or frames.shape[-3:] != shape or (is_each and len(frames) != self._num_rows):
+        one_past = 1 + len(shape)
+        is_each = frames.ndim == one_past + 1
+        fits = frames.ndim in (one_past, one_past + 1) and frames.shape[-len(shape) :] == shape
+        if not fits or (is_each and len(frames) != self._num_rows):
             one = ", ".join(map(str, ("past + 1", *shape)))
             raise ValueError(
                 f"options['frames'] must have shape ({one}) or ({self._num_rows}, {one}), got {frames.shape}"
             )
-        if frames.dtype != np.uint8:
+        if self._data.is_vector:
+            frames = _floats(frames)
+        elif frames.dtype != np.uint8:
             raise TypeError(f"options['frames'] must be uint8, got {frames.dtype}; scale them to 0..255 and cast them")
 
         def batch(values: np.ndarray) -> Tensor:
             return torch.from_numpy(values[list(rows)] if is_each else values[None].repeat(len(rows), axis=0))
 
-        length = frames.shape[-4] - 1
+        length = frames.shape[-one_past] - 1
         if actions is None:
             if length:
                 raise ValueError(f"{length + 1} frames need {length} past actions, got none: give 'past_actions'")
             return batch(frames), None
         actions = np.asarray(actions)
-        expected = (*frames.shape[: frames.ndim - 4], length, *self._data.action.shape)
+        expected = (*frames.shape[: frames.ndim - one_past], length, *self._data.action.shape)
         if actions.shape != expected or actions.dtype.kind not in "biuf":
             raise ValueError(
                 f"options['past_actions'] must be numbers of shape {expected}, the actions between the frames, "
@@ -214,13 +218,17 @@ class _RealPasts:
 
     def __init__(self, world: WorldModel, options: EpisodeOptions) -> None:
         from worldflow.envs.collect import make_pixel_env
+        from worldflow.envs.making import make_vector_env
         from worldflow.envs.policies import make_policy
 
         assert options.real_env is not None
         data = world.config.data
         self._is_own = isinstance(options.real_env, str)
         self._steps = options.real_steps or max(1, world.config.flow.window - 1)
-        self._env = make_pixel_env(options.real_env, size=data.frame_shape[0])
+        if data.is_vector:
+            self._env = make_vector_env(options.real_env)
+        else:
+            self._env = make_pixel_env(options.real_env, size=data.image_shape[0])
         _check_real_spaces(self._env, data)
         spaces = {"observation_space": self._env.observation_space, "action_space": self._env.action_space}
         held = neutral_action(self._env.action_space)
@@ -230,7 +238,7 @@ class _RealPasts:
     def __call__(self, random: Sequence[np.random.Generator], text: Tensor | None) -> Past:
         episodes = [self._episode(numbers) for numbers in random]
         frames = np.stack([one.frames for one in episodes])
-        frames = frames if frames.ndim == 5 else frames[..., None]
+        frames = frames[..., None] if frames.ndim == 4 else frames  # gray pictures
         actions = torch.from_numpy(np.stack([one.actions for one in episodes]))
         return Past(frames=torch.from_numpy(frames), actions=actions, text=text)
 
@@ -272,7 +280,8 @@ def _check_real_spaces(env: Any, data: DataSpec) -> None:
 
 def _check_contexts(contexts: Contexts, data: DataSpec) -> None:
     frames, actions = contexts.frames, contexts.actions
-    fits = frames.dim() == 5 and len(frames) > 0 and frames.shape[1] > 0 and tuple(frames.shape[2:]) == data.frame_shape
+    is_bank = frames.dim() == 2 + len(data.frame_shape) and frames.numel() > 0
+    fits = is_bank and tuple(frames.shape[2:]) == data.frame_shape
     if not fits or tuple(actions.shape) != (len(frames), frames.shape[1] - 1, *data.action.shape):
         frame = ", ".join(map(str, ("clip", "past + 1", *data.frame_shape)))
         action = ", ".join(map(str, ("clip", "past", *data.action.shape)))
@@ -280,6 +289,12 @@ def _check_contexts(contexts: Contexts, data: DataSpec) -> None:
             f"contexts must hold at least one clip, frames ({frame}) and actions ({action}), "
             f"got {tuple(frames.shape)} and {tuple(actions.shape)}"
         )
+
+
+def _floats(frames: np.ndarray) -> np.ndarray:
+    if frames.dtype.kind not in "fiu" or not np.isfinite(frames).all():
+        raise TypeError(f"options['frames'] must be finite numbers, got {frames.dtype}")
+    return frames.astype(np.float32)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

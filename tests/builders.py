@@ -19,6 +19,7 @@ from worldflow.flow import FlowConfig, VideoFlow
 from worldflow.heads import RewardSupport
 from worldflow.score_types import EpisodeScores
 from worldflow.types import ActionSpec, DataSpec, Episode
+from worldflow.vector_codec import VectorCodec
 from worldflow.world import Contexts, TextSpec, WorldConfig, WorldModel
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "discrete_space",
     "random_actions",
     "random_episode",
+    "random_frames",
     "randomize",
     "some_scores",
     "tiny_flow",
@@ -33,6 +35,7 @@ __all__ = [
     "tiny_world",
     "world_that_ends",
     "write_dataset",
+    "write_vectors",
 ]
 
 Action = Literal["box", "discrete", "multi_discrete", "scalar"]
@@ -117,8 +120,9 @@ def tiny_flow(
     return flow.eval()
 
 
-def tiny_spec(*, size: int = 16, channels: int = 3, action: Action = "box") -> DataSpec:
-    """Frames of `size` pixels and an action of the named kind."""
+def tiny_spec(*, size: int = 16, channels: int = 3, numbers: int | None = None, action: Action = "box") -> DataSpec:
+    """Frames of `size` pixels, or vectors of so many `numbers`, and an action of the named kind."""
+    shape = (size, size, channels) if numbers is None else (numbers,)
     specs = {
         "box": (
             ActionSpec(shape=(2,), dtype="float32", low=(-1.0, -1.0), high=(1.0, 1.0)),
@@ -136,9 +140,11 @@ def tiny_spec(*, size: int = 16, channels: int = 3, action: Action = "box") -> D
     }
     spec, space = specs[action]
     return DataSpec(
-        frame_shape=(size, size, channels),
+        frame_shape=shape,
         action=spec,
-        observation_space=box_space(0, 255, (size, size, channels), "uint8"),
+        observation_space=box_space(0, 255, shape, "uint8")
+        if numbers is None
+        else box_space(-50, 50, shape, "float64"),
         action_space=space,
         env_spec=None,
         dataset_id="tiny/test-v0",
@@ -152,6 +158,7 @@ def tiny_world(
     patch_size: int = 8,
     latent_dim: int = 3,
     codec: Literal["latent", "patch"] = "latent",
+    numbers: int | None = None,
     action: Action = "box",
     window: int = 3,
     draft: bool = True,
@@ -172,6 +179,7 @@ def tiny_world(
     Args:
         size, channels: Of its frames.
         patch_size, latent_dim, codec, noise_std: Its codec; 4 tokens of 3 channels by default.
+        numbers: Of vectors, `latent_dim` a token, in place of frames.
         action: Kind of its actions: Box of 2, Box of 1, Discrete(4), or MultiDiscrete([3, 2]) starting at (0, 1).
         window: Attention window in frames; the bank's pasts have as many frames.
         draft: Whether it has a drafter.
@@ -185,9 +193,9 @@ def tiny_world(
         dtype: Of its weights.
         seed, scale: Of its weights.
     """
-    data = tiny_spec(size=size, channels=channels, action=action)
+    data = tiny_spec(size=size, channels=channels, numbers=numbers, action=action)
     codec_config = CodecConfig(
-        kind=codec,
+        kind=codec if numbers is None else "vector",
         frame_shape=data.frame_shape,
         patch_size=patch_size,
         latent_dim=latent_dim,
@@ -235,8 +243,13 @@ def tiny_world(
     if not data.action.is_discrete:
         world.actions.mean.copy_(0.1 * torch.randn(world.actions.mean.shape, generator=generator))
         world.actions.std.copy_(0.5 + torch.rand(world.actions.std.shape, generator=generator))
+    if isinstance(world.codec, VectorCodec):
+        assert numbers is not None
+        world.codec.set_statistics(
+            torch.randn(numbers, generator=generator), 0.5 + torch.rand(numbers, generator=generator)
+        )
     if contexts:
-        frames = torch.randint(0, 256, (contexts, window, *data.frame_shape), generator=generator, dtype=torch.uint8)
+        frames = random_frames(data, (contexts, window), generator=generator)
         world.contexts = Contexts(
             frames=frames, actions=random_actions(data.action, (contexts, window - 1), generator=generator)
         )
@@ -249,6 +262,14 @@ def world_that_ends(probability: float, **options: Any) -> WorldModel:
     nn.init.zeros_(world.termination.out.weight)
     nn.init.constant_(world.termination.out.bias, float(torch.logit(torch.tensor(probability))))
     return world
+
+
+def random_frames(data: DataSpec, batch: tuple[int, ...], *, generator: torch.Generator) -> torch.Tensor:
+    """Random pixels, or standard normal numbers of vectors."""
+    shape = (*batch, *data.frame_shape)
+    if data.is_vector:
+        return torch.randn(shape, generator=generator)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
 
 def random_actions(spec: ActionSpec, batch: tuple[int, ...], *, generator: torch.Generator) -> torch.Tensor:
@@ -264,11 +285,10 @@ def random_actions(spec: ActionSpec, batch: tuple[int, ...], *, generator: torch
 def random_episode(world: WorldModel, length: int, *, seed: int = 0) -> Episode:
     """Random frames and actions with every kind of reward and one termination."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (length + 1, *world.config.data.frame_shape)
     terminated = np.zeros(length, bool)
     terminated[-1] = True
     return Episode(
-        frames=torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).numpy(),
+        frames=random_frames(world.config.data, (length + 1,), generator=generator).numpy(),
         actions=random_actions(world.config.data.action, (length,), generator=generator).numpy(),
         rewards=np.resize(np.array([0.0, 1.0, 0.3, -2.0], np.float32), length),
         terminated=terminated,
@@ -314,5 +334,34 @@ def write_dataset(
             ),
             seed=number,
         )
+    recorder.finish()
+    return path
+
+
+def write_vectors(path: Path, *, lengths: Sequence[int], seed: int = 0) -> Path:
+    """A data set of vectors: a mass on a line, pushed by the first action, and a number that never changes.
+
+    The vector is `(place, speed, 3)`, `speed' = 0.9 speed + 0.1 push`, `place' = place + speed'`; reward is the speed.
+    """
+    spec = tiny_spec(numbers=3)
+    recorder = Recorder(path, observation_space=spec.observation_space, action_space=spec.action_space)
+    generator = torch.Generator().manual_seed(seed)
+    for number, length in enumerate(lengths):
+        actions = random_actions(spec.action, (length,), generator=generator)
+        place, speed = torch.randn(2, generator=generator).tolist()
+        rows = [(place, speed, 3.0)]
+        for t in range(length):
+            speed = 0.9 * speed + 0.1 * float(actions[t, 0])
+            place = place + speed
+            rows.append((place, speed, 3.0))
+        frames, is_last = np.array(rows), np.arange(length) == length - 1
+        episode = Episode(
+            frames=frames,
+            actions=actions.numpy(),
+            rewards=frames[1:, 1],
+            terminated=np.zeros(length, bool),
+            truncated=is_last,
+        )
+        recorder.add(episode, seed=number)
     recorder.finish()
     return path

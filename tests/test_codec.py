@@ -178,7 +178,7 @@ def test_says_what_is_wrong_with_sizes() -> None:
     assert replace(config, patch_size=5, pieces=1).grid == (13, 13)
     with pytest.raises(ValueError, match="noise_std must be above 0"):
         replace(config, noise_std=0.0)
-    with pytest.raises(ValueError, match="'latent' or 'patch', got 'vae'"):
+    with pytest.raises(ValueError, match="'latent', 'patch' or 'vector', got 'vae'"):
         replace(config, kind="vae")  # pyright: ignore[reportArgumentType]
 
 

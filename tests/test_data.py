@@ -309,10 +309,14 @@ class TestSpaces:
     def test_gray_frames_get_a_channel(self) -> None:
         assert frame_shape(str(serialize_space(spaces.Box(0, 255, (5, 7), np.uint8)))) == (5, 7, 1)
 
+    def test_vectors_have_one_axis(self) -> None:
+        assert frame_shape(str(serialize_space(spaces.Box(-1, 1, (4,), np.float64)))) == (4,)
+
     @pytest.mark.parametrize(
         "space",
         [
-            spaces.Box(-1, 1, (4,)),
+            spaces.Box(-1, 1, (4,), np.int32),
+            spaces.Box(-1, 1, (2, 4)),
             spaces.Box(0, 1, (8, 8, 3), np.float32),
             spaces.Box(0, 255, (8, 8, 4), np.uint8),
             spaces.Dict({"image": PIXELS}),

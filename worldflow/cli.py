@@ -31,6 +31,7 @@ from worldflow.agents.improve_command import ImproveCommand
 from worldflow.bench import DensityBench
 from worldflow.bench_score import ScoreBench
 from worldflow.bench_speed import DataBench, SampleBench, StepBench, TrainBench
+from worldflow.bench_states import StatesBench
 from worldflow.checkpoint import load
 from worldflow.data import Dataset
 from worldflow.demo import DemoConfig, demo
@@ -69,6 +70,8 @@ class Collect:
     """Probability that a step takes a random action in place of the policy's."""
     seed: int = 0
     """Decides everything random: the same call records the same data."""
+    observation: Literal["pixels", "vector"] = "pixels"
+    """What to record: pixels, rendered where the environment observes none; or the vector that it observes itself."""
     size: int | None = None
     """Rows and columns of a frame, where the environment can choose; by default 64, or what the environment prefers."""
     action_repeat: int = 1
@@ -94,6 +97,7 @@ class Collect:
         from gymnasium import error as gym_error
 
         from worldflow.envs.collect import collect, make_pixel_env
+        from worldflow.envs.making import make_vector_env
         from worldflow.envs.perturb import Perturb
         from worldflow.envs.tasks import TASKS
 
@@ -111,8 +115,14 @@ class Collect:
             arguments = {**{key: value for key, value in asked.items() if value is not None}, **arguments}
         elif self.action_repeat != 1:
             raise ValueError(f"--action-repeat is for {OWN_TASK}... tasks only, {self.env_id!r} is none")
+        if self.observation == "vector" and self.size is not None:
+            raise ValueError("--size is that of pictures; leave it out with --observation vector")
         try:
-            with contextlib.closing(make_pixel_env(self.env_id, size=size, env_kwargs=arguments)) as env:
+            if self.observation == "vector":
+                made = make_vector_env(self.env_id, env_kwargs=arguments)
+            else:
+                made = make_pixel_env(self.env_id, size=size, env_kwargs=arguments)
+            with contextlib.closing(made) as env:
                 folder = collect(
                     env if self.anomaly is None else Perturb(env, self.anomaly, strength=self.strength),
                     out=self.out,
@@ -121,6 +131,7 @@ class Collect:
                     seed=self.seed,
                     random_fraction=self.random_fraction,
                     max_steps=self.max_steps,
+                    observation=self.observation,
                     on_existing="append" if self.append else "overwrite" if self.overwrite else "error",
                 )
         except gym_error.Error as error:  # such as a dependency that is not installed
@@ -303,6 +314,7 @@ COMMANDS: dict[str, type | dict[str, type]] = {
         "drift": DriftBench,
         "denoise": DenoiseBench,
         "density": DensityBench,
+        "states": StatesBench,
     },
     "images": {"train": TrainImages, "sample": SampleImages},
 }

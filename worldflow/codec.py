@@ -1,5 +1,7 @@
 """Frames to latent grids and back: `PatchCodec` keeps every pixel, `LatentCodec` learns a short code.
 
+Vectors have a codec of their own (`worldflow.vector_codec`).
+
 The flow models `x~ = x + noise_std * eps` of the code `x`. `LatentCodec` is an autoencoder made for that: its code is
 normalized to unit variance, the noise has a fixed standard deviation (SimFlow, arXiv 2512.04084: a posterior of fixed
 width instead of a KL term), and its decoder is trained on noisy codes only, so decoding a sample of the flow removes
@@ -66,16 +68,16 @@ def background(
 class CodecConfig:
     """Sizes of a codec, saved with its weights."""
 
-    kind: Literal["latent", "patch"] = "latent"
-    """`latent`: a learned code; `patch`: the pixels themselves."""
-    frame_shape: tuple[int, int, int] = (64, 64, 3)
-    """Row, column, channel."""
+    kind: Literal["latent", "patch", "vector"] = "latent"
+    """`latent`: a learned code; `patch`: the pixels themselves; `vector`: a vector's numbers, standardized."""
+    frame_shape: tuple[int, ...] = (64, 64, 3)
+    """Row, column, channel; the count of numbers of a vector."""
     patch_size: int = 16
     """Pixels on a side of a token's cell."""
     pieces: int = 2
     """Pieces on a side of a token's cell: what the learned code's networks mix."""
     latent_dim: int = 16
-    """Channels of a token of the learned code."""
+    """Channels of a token of the learned code, or numbers of a vector in a token."""
     width: int = 128
     """Channels inside the learned code's networks."""
     blocks: int = 2
@@ -84,8 +86,16 @@ class CodecConfig:
     """Standard deviation of the noise added to the code; the learned code has unit variance, pixels span [-1, 1]."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("latent", "patch"):
-            raise ValueError(f"codec kind must be 'latent' or 'patch', got {self.kind!r}")
+        if self.kind not in ("latent", "patch", "vector"):
+            raise ValueError(f"codec kind must be 'latent', 'patch' or 'vector', got {self.kind!r}")
+        if len(self.frame_shape) != (1 if self.kind == "vector" else 3):
+            shape = "(number,)" if self.kind == "vector" else "(row, column, channel)"
+            raise ValueError(f"frame_shape of a {self.kind} codec must be {shape}, got {self.frame_shape}")
+        if self.kind == "vector" and (self.latent_dim < 1 or self.frame_shape[0] % self.latent_dim):
+            raise ValueError(
+                f"latent_dim must divide the {self.frame_shape[0]} numbers of a vector, so that every token is full, "
+                f"got {self.latent_dim}"
+            )
         if self.patch_size < 1 or self.pieces < 1 or self.patch_size % self.pieces:
             raise ValueError(
                 f"patch_size must be a multiple of pieces, and both at least 1, got {self.patch_size} and {self.pieces}"
@@ -96,13 +106,15 @@ class CodecConfig:
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens; a frame that is no whole number of cells is padded."""
+        if self.kind == "vector":
+            return 1, self.frame_shape[0] // self.latent_dim
         rows, columns, _ = self.frame_shape
         return -(-rows // self.patch_size), -(-columns // self.patch_size)
 
     @property
     def token_dim(self) -> int:
         """Channels of a token."""
-        return self.latent_dim if self.kind == "latent" else self.patch_size**2 * self.frame_shape[2]
+        return self.patch_size**2 * self.frame_shape[2] if self.kind == "patch" else self.latent_dim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +129,9 @@ class CodecLoss:
 
 
 class Codec(nn.Module, ABC):
-    """What both codecs share: shapes, padding to whole cells, and the boundary between `uint8` and floats.
+    """What all codecs share: shapes, padding to whole cells, and the boundary between frames and floats.
+
+    Where frames are vectors, what is said of pixels holds for their numbers, and nothing is padded or rounded.
 
     Args:
         config: Sizes.
@@ -134,20 +148,21 @@ class Codec(nn.Module, ABC):
 
         Raises:
             ValueError: If the frames have another size than the codec was made for.
-            TypeError: If they are not `uint8`.
+            TypeError: If they are not `uint8`, or vectors not floating.
         """
-        if tuple(frames.shape[-3:]) != self.config.frame_shape:
-            expected = ", ".join(map(str, self.config.frame_shape))
+        shape = self.config.frame_shape
+        if tuple(frames.shape[-len(shape) :]) != shape:
+            expected = ", ".join(map(str, shape))
             raise ValueError(f"frames must have shape (..., {expected}), got {tuple(frames.shape)}")
-        flat = frames.reshape(-1, *frames.shape[-3:])
-        codes = [self.encode_pixels(self._pad(to_float(part))) for part in flat.split(chunk)]
-        return torch.cat(codes).reshape(*frames.shape[:-3], *codes[0].shape[1:])
+        flat = frames.reshape(-1, *shape)
+        codes = [self.encode_pixels(self._pad(self.from_frames(part))) for part in flat.split(chunk)]
+        return torch.cat(codes).reshape(*frames.shape[: -len(shape)], *codes[0].shape[1:])
 
     def decode(
         self, x: Float[Tensor, "*batch token latent"], *, chunk: int = 256
     ) -> UInt8[Tensor, "*batch row column channel"]:
         """Frames of codes, clean or noisy, `chunk` frames at a time."""
-        frames = [to_uint8(pixels) for pixels in self.decoded_parts(x, chunk=chunk)]
+        frames = [self.to_frames(pixels) for pixels in self.decoded_parts(x, chunk=chunk)]
         return torch.cat(frames).reshape(*x.shape[:-2], *frames[0].shape[1:])
 
     def decode_checked(
@@ -156,7 +171,7 @@ class Codec(nn.Module, ABC):
         """Frames of codes, and whether each was finite before it became gray levels, which hide that."""
         frames, finite = [], []
         for pixels in self.decoded_parts(x, chunk=chunk):
-            frames.append(to_uint8(pixels))
+            frames.append(self.to_frames(pixels))
             finite.append(pixels.isfinite().flatten(1).all(1))
         return torch.cat(frames).reshape(*x.shape[:-2], *frames[0].shape[1:]), torch.cat(finite).reshape(x.shape[:-2])
 
@@ -167,6 +182,14 @@ class Codec(nn.Module, ABC):
         rows, columns, _ = self.config.frame_shape
         for part in x.reshape(-1, *x.shape[-2:]).split(chunk):
             yield self.decode_pixels(part)[..., :rows, :columns]
+
+    def from_frames(self, frames: Tensor) -> Tensor:
+        """Frames as the floats that `encode_pixels` takes, not padded yet."""
+        return to_float(frames)
+
+    def to_frames(self, pixels: Tensor) -> Tensor:
+        """Decoded floats as frames."""
+        return to_uint8(pixels)
 
     @abstractmethod
     def encode_pixels(self, pixels: Float[Tensor, "frame channel row column"]) -> Float[Tensor, "frame token latent"]:
@@ -337,4 +360,8 @@ def _wide(x: Tensor) -> Tensor:
 
 def build_codec(config: CodecConfig) -> Codec:
     """The codec a configuration names."""
+    if config.kind == "vector":
+        from worldflow.vector_codec import VectorCodec  # it is made of what is defined here
+
+        return VectorCodec(config)
     return LatentCodec(config) if config.kind == "latent" else PatchCodec(config)

@@ -47,7 +47,7 @@ Split = Literal["train", "held_out", "all"]
 
 
 class Dataset:
-    """A Minari data set of image episodes on disk.
+    """A Minari data set on disk, of episodes that are seen as images or as vectors.
 
     Only the spaces and the length of each episode are kept in memory. The file is opened at first use and
     once more in every process that reads, so a data set can be pickled and passed to workers.
@@ -57,7 +57,7 @@ class Dataset:
 
     Raises:
         FileNotFoundError: There is no data set.
-        ValueError: It is empty, damaged, cut off, or does not hold images.
+        ValueError: It is empty, damaged, cut off, or holds neither images nor vectors.
 
     Example:
         >>> dataset = Dataset("data/pendulum")           # doctest: +SKIP
@@ -158,7 +158,7 @@ class Dataset:
         with self._reading(number) as group:
             episode = checked_episode(
                 self.spec.action,
-                frames=np.broadcast_to(np.uint8(0), (length + 1, *self.spec.frame_shape)),  # takes no memory
+                frames=np.broadcast_to(np.zeros((), self.spec.frame_dtype), (length + 1, *self.spec.frame_shape)),
                 actions=group["actions"][()],
                 rewards=group["rewards"][()],
                 terminated=group["terminations"][()],
@@ -209,6 +209,8 @@ class Dataset:
 
     def _pixels(self, stored: h5py.Dataset, start: int, stop: int) -> np.ndarray:
         raw = stored[start:stop]
+        if self.spec.is_vector:
+            return raw.astype(np.float32)
         if not _is_raw(stored):
             raw = _decode(raw)
         return raw.reshape(stop - start, *self.spec.frame_shape)
@@ -248,7 +250,13 @@ class Dataset:
             raise ValueError(
                 f"{where}: {length} transitions need {length + 1} frames, got {stored.shape[0]}; {_DAMAGED}"
             )
-        if _is_raw(stored):
+        if self.spec.is_vector:
+            if stored.shape[1:] != self.spec.frame_shape or stored.dtype.kind != "f":
+                raise ValueError(
+                    f"{where}: observations must be floats of shape {self.spec.frame_shape} as its metadata says, "
+                    f"got {stored.dtype} of shape {stored.shape[1:]}; {_DAMAGED}"
+                )
+        elif _is_raw(stored):
             found = stored.shape[1:] if len(stored.shape) == 4 else (*stored.shape[1:], 1)
             if found != self.spec.frame_shape or stored.dtype != np.uint8:
                 raise ValueError(
@@ -293,7 +301,7 @@ def gather(dataset: Dataset, index: Int64[np.ndarray, "batch 2"], length: int) -
         raise ValueError(f"length must be at least 1 transition, got {length}")
     num = len(index)
     action = dataset.spec.action
-    frames = np.empty((num, length + 1, *dataset.spec.frame_shape), dtype=np.uint8)
+    frames = np.empty((num, length + 1, *dataset.spec.frame_shape), dtype=dataset.spec.frame_dtype)
     actions = np.empty((num, length, *action.shape), dtype=action.dtype)
     rewards = np.zeros((num, length), dtype=np.float32)
     terminated, truncated, valid = (np.zeros((num, length), dtype=bool) for _ in range(3))

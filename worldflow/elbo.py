@@ -77,7 +77,7 @@ def pixel_std(
         frames: Frames; not those that are to be compared, but others like them.
         generator: Draws the codes' noise.
     """
-    flat = torch.as_tensor(frames).reshape(-1, *world.config.data.frame_shape)
+    flat = torch.as_tensor(frames).reshape(-1, *world.config.data.image_shape)
     x = world.with_noise(world.codes(flat)[None], generator=generator)[0]
     off = _decoded(world, x) - _levels(world, flat)
     return max(float(off.square().mean().sqrt()), LEAST_STD)
@@ -131,7 +131,7 @@ def elbo(
         pixels=pixels / draws,
         latents=latents / draws,
         entropy=noise_entropy(world),
-        num_values=math.prod(world.config.data.frame_shape),
+        num_values=math.prod(world.config.data.image_shape),
         pixel_std=std,
     )
 

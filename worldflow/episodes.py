@@ -30,7 +30,7 @@ def as_episode(episode: object) -> Episode:
 
     Raises:
         TypeError: It is neither.
-        ValueError: Lengths do not match, frames are not images, or a number is not finite.
+        ValueError: Lengths do not match, frames are neither images nor vectors, or a number is not finite.
     """
     if isinstance(episode, Episode):
         parts = {name: getattr(episode, name) for name in Episode.__dataclass_fields__}
@@ -52,12 +52,13 @@ def as_episode(episode: object) -> Episode:
         parts["infos"] = getattr(episode, "infos", None) or {}
         parts["caption"] = shared_caption(parts["infos"].get(CAPTION, ()))
     frames = np.asarray(parts["frames"])
+    is_vector = frames.dtype.kind == "f" and frames.ndim == 2 and frames.shape[1] > 0
     if frames.ndim == 3:
         frames = frames[..., None]
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] not in (1, 3):
+    if not is_vector and (frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] not in (1, 3)):
         raise ValueError(
-            "observations of an episode must be uint8 images (time + 1, row, column, 1 or 3 channels), "
-            f"got {frames.dtype} of shape {frames.shape}"
+            "observations of an episode must be uint8 images (time + 1, row, column, 1 or 3 channels) or float "
+            f"vectors (time + 1, number), got {frames.dtype} of shape {frames.shape}"
         )
     return checked_episode(None, **{**parts, "frames": frames}, where="the episode")
 
@@ -78,7 +79,7 @@ def checked_episode(
 
     Args:
         action: What actions must be; None takes any numbers.
-        frames: `uint8 (time + 1, row, column, channel)`.
+        frames: `uint8 (time + 1, row, column, channel)`, or numbers `(time + 1, number)`, which become `float32`.
         actions: One per transition, as the rest.
         rewards: `(time,)`.
         terminated: `(time,)`.
@@ -102,6 +103,11 @@ def checked_episode(
             f"{where}: {length} rewards need {length + 1} frames and {length} of everything else, "
             f"got {len(frames)} frames{''.join(', ' + count for count in wrong)} and rewards of shape {rewards.shape}"
         )
+    if frames.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # a number beyond the type's range becomes infinite, and is refused below
+            frames = frames.astype(np.float32, copy=False)
+        if not np.isfinite(frames).all():
+            raise ValueError(f"{where}: observations must be finite float32, got NaN or infinity; remove the episode")
     for name, values in {"actions": actions, "rewards": rewards}.items():
         if values.dtype.kind not in "fiub":
             raise ValueError(f"{where}: {name} must be numbers, got {values.dtype}")

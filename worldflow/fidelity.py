@@ -128,6 +128,11 @@ def evaluate(
             folder = run_folder(run)
             record = json.loads((folder / "world.json").read_text()).get("training", {})
         check_compatible(world.config.data, dataset.spec)
+        if dataset.spec.is_vector:
+            raise ValueError(
+                "an evaluation measures pictures, but the observations are vectors; `worldflow score` says how likely "
+                "their transitions are, `worldflow bench states` how far off predictions"
+            )
         overlap = _check_overlap(record, dataset)
         evaluation = _Evaluation(world, dataset, config, folder, record, device, progress)
         fidelity = evaluation(overlap)

@@ -78,7 +78,7 @@ def make_gauge(
             encoder = ClipEncoder(gather(dataset, index, WINDOW - 1).frames, num_features=num_features)
         except ValueError as error:
             left_out["frechet"] = str(error)
-    perceptual = perceptual_distance(dataset.spec.frame_shape, device=device)
+    perceptual = perceptual_distance(dataset.spec.image_shape, device=device)
     if isinstance(perceptual, str):
         left_out["lpips"] = perceptual
     frames = torch.from_numpy(training_frames(dataset, 1000, generator=generator))

@@ -92,8 +92,8 @@ def generate(
     past = 0 if given is None else len(given)
     if B < 1 or frames < max(past, 1):
         raise ValueError(f"there must be at least one sample of at least {max(past, 1)} frames, got {B} of {frames}")
-    if given is not None and given.shape[1:] != world.config.data.frame_shape:
-        shape = ", ".join(map(str, world.config.data.frame_shape))
+    if given is not None and given.shape[1:] != world.config.data.image_shape:
+        shape = ", ".join(map(str, world.config.data.image_shape))
         raise ValueError(f"given frames must have shape (past, {shape}), got {given.shape}; see read_frames")
     if guidance and prompts is None and actions is None:
         raise ValueError("guidance goes beyond a text or actions: give one of them, or no guidance")
@@ -102,7 +102,7 @@ def generate(
     is_hidden = features is None
     if features is None:
         features = torch.zeros(B, frames, world.config.flow.action_dim, device=world.device, dtype=world.dtype)
-    first = np.zeros((0, *world.config.data.frame_shape), np.uint8) if given is None else given
+    first = np.zeros((0, *world.config.data.image_shape), np.uint8) if given is None else given
     return extended(
         world,
         torch.as_tensor(first).expand(B, *first.shape),
@@ -338,7 +338,7 @@ def read_frames(
 
     from worldflow.video import read_video
 
-    rows, columns, channels = world.config.data.frame_shape
+    rows, columns, channels = world.config.data.image_shape
     try:
         with Image.open(path) as image:
             found = [image.convert("RGB")] if getattr(image, "n_frames", 1) == 1 else None

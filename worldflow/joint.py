@@ -19,6 +19,7 @@ Reference: SimFlow, 2025, arXiv 2512.04084.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -80,8 +81,7 @@ class JointClips:
         codec.eval()  # frames that the codec made itself do not count in its statistics
         shown = redrawn(codec, x, generator=self.generator)
         codec.train(is_training)
-        rows, columns, channels = codec.config.frame_shape
-        values = rows * columns * channels / x[0, 0].numel()
+        values = math.prod(codec.config.frame_shape) / x[0, 0].numel()
         return LatentBatch(
             x=x,
             shown=shown,

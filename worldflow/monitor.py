@@ -13,7 +13,7 @@ steps has a fixed size, whatever the length of the episode.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -92,9 +92,7 @@ class Monitor:
         Raises:
             ValueError: If the frame is not of the kind that the world knows.
         """
-        frame, expected = np.asarray(frame), self.world.config.data.frame_shape
-        if frame.dtype != np.uint8 or frame.shape != expected:
-            raise ValueError(f"frame must be uint8 of shape {expected}, got {frame.dtype} of shape {frame.shape}")
+        frame = self._checked(frame)
         self._number = self._number + 1 if number is None else number
         self._scorer = EpisodeScorer(
             self.world,
@@ -133,10 +131,7 @@ class Monitor:
         """
         if self._scorer is None:
             raise RuntimeError("call reset with the episode's first frame before step")
-        frame = np.asarray(frame)
-        if frame.dtype != np.uint8 or frame.shape != self._frame.shape:
-            expected = self._frame.shape
-            raise ValueError(f"frame must be uint8 of shape {expected}, got {frame.dtype} of shape {frame.shape}")
+        frame = self._checked(frame)
         transition = Episode(
             frames=np.stack((self._frame, frame)),
             actions=np.asarray(action)[None],
@@ -150,3 +145,14 @@ class Monitor:
         if self._watch is not None:
             self.alarms = self._watch(scores)
         return scores
+
+    def _checked(self, frame: Any) -> np.ndarray:
+        """The frame in the type that the world knows."""
+        spec, frame = self.world.config.data, np.asarray(frame)
+        fits = frame.dtype.kind == "f" if spec.is_vector else frame.dtype == np.uint8
+        if not fits or frame.shape != spec.frame_shape:
+            raise ValueError(
+                f"frame must be {spec.frame_dtype} of shape {spec.frame_shape}, got {frame.dtype} of shape "
+                f"{frame.shape}"
+            )
+        return frame.astype(spec.frame_dtype, copy=False)

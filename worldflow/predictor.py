@@ -265,7 +265,7 @@ def fit_predictor(
         raise ValueError(f"minutes must be above 0, got {minutes}; give as many as the world was trained for")
     generator = torch.Generator().manual_seed(seed)
     excerpts = Excerpts.read(dataset, generator=generator)
-    config = PredictorConfig(frame_shape=dataset.spec.frame_shape, action=dataset.spec.action)
+    config = PredictorConfig(frame_shape=dataset.spec.image_shape, action=dataset.spec.action)
     with torch.random.fork_rng(devices=[]):  # weights are drawn from the global generator: borrow it, give it back
         torch.manual_seed(seed)
         predictor = FramePredictor(config)

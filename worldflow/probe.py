@@ -339,7 +339,7 @@ def fit_probe(
             f'no coordinate of info["state"] in {dataset.path} varies and is finite, so there is nothing to read; '
             "record the state of a simulator that moves"
         )
-    config = ProbeConfig(frame_shape=dataset.spec.frame_shape, state_dim=states.shape[1], num_kept=len(kept), view=view)
+    config = ProbeConfig(frame_shape=dataset.spec.image_shape, state_dim=states.shape[1], num_kept=len(kept), view=view)
     with torch.random.fork_rng(devices=[]):  # weights are drawn from the global generator: borrow it, give it back
         torch.manual_seed(seed)
         probe = StateProbe(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from worldflow.codec import CodecConfig
 from worldflow.denoiser import DenoiserConfig
@@ -25,9 +25,9 @@ class TrainConfig:
     preset: Preset = "base"
     """Size of the model: tiny for minutes on a laptop, base for an hour on a CPU or minutes on a GPU, large for GPU."""
     codec: Literal["latent", "patch"] = "latent"
-    """Model a learned code of the frames, or the pixels themselves."""
+    """Model a learned code of the frames, or the pixels themselves; vectors are standardized instead."""
     noise_std: float | None = None
-    """Standard deviation of the codes' noise; 0.05 unless given, 0.2 with text."""
+    """Standard deviation of the codes' noise; 0.05 unless given, 0.2 with text, 0.01 of vectors."""
     symmetry: Symmetry = "none"
     """Which recordings count as recordings of the same world too: mirror, those seen in a mirror; square, those turned
     by quarter turns as well. Where it is true, it is worth up to eight times the data."""
@@ -49,10 +49,11 @@ class TrainConfig:
     """Share of `minutes` that the codec gets."""
     codec_batch: int = 64
     """Frames of a step of the codec."""
-    batch: int = 16
-    """Clips of a step of the flow."""
+    batch: int | None = None
+    """Clips of a step of the flow; 16 unless given, 64 of vectors."""
     length: int | None = None
-    """Transitions of a clip; twice the attention window unless given, so that caches are trained as they are used."""
+    """Transitions of a clip; twice the attention window unless given, so that caches are trained as they are used, and
+    at least 8."""
     codec_frames: int = 50_000
     """Frames kept in memory to train the codec, a random sample where the data set has more."""
     codec_smoothness: float = 0.1
@@ -124,12 +125,29 @@ class TrainConfig:
         if not 0 < self.codec_share < 1:
             raise ValueError(f"codec_share must be in (0, 1), got {self.codec_share}")
 
+    def check(self, data: DataSpec) -> None:
+        """Refuse what is of no use for a data set.
+
+        Raises:
+            ValueError: If the options ask for what its frames do not have.
+        """
+        if data.is_vector:
+            for name, default in (("codec", "latent"), ("symmetry", "none"), ("joint", False)):
+                if getattr(self, name) != default:
+                    raise ValueError(
+                        f"{name} is about pictures, but the observations are vectors of {data.frame_shape[0]} numbers; "
+                        f"leave {name} out"
+                    )
+        elif self.symmetry == "square" and data.frame_shape[0] != data.frame_shape[1]:
+            rows, columns, _ = data.frame_shape
+            raise ValueError(f"quarter turns are of square frames, these have {rows} x {columns} pixels; use 'mirror'")
+
 
 def world_config(
     train: TrainConfig, data: DataSpec, reward: RewardSupport, text: TextSpec | None = None
 ) -> WorldConfig:
     """Sizes of a world for a data set, and for the texts that it reads."""
-    sizes = {
+    sizes: dict[Preset, dict[str, Any]] = {
         "tiny": {
             "shallow_layers": (),
             "deep_layers": 2,
@@ -160,10 +178,12 @@ def world_config(
     if text is not None and not size["shallow_layers"]:
         # First frames follow from nothing but the text: a flow that draws them needs more than one map of each token.
         size |= {"shallow_layers": (1, 1, 1) if train.preset == "tiny" else (2, 2, 2), "shallow_width": 128}
+    if data.is_vector:
+        return _vector_config(train, data, reward, text, size)
     # A step of the flow costs by the token: few tokens with many channels see four times as many frames in the same
     # time, and each of them is drawn in fewer sweeps.
     is_patch = train.codec == "patch"
-    smallest = min(data.frame_shape[:2])
+    smallest = min(data.image_shape[:2])
     has_large_cells = not is_patch and text is None and train.preset != "large" and smallest >= 64
     codec = CodecConfig(
         kind=train.codec,
@@ -185,17 +205,46 @@ def world_config(
         text_dim=0 if text is None else text.dim,
         **size,
     )
-    denoiser = None
-    if train.denoiser_layers:
-        denoiser = DenoiserConfig(
-            latent_dim=codec.token_dim,
-            grid=codec.grid,
-            width=flow.deep_width,
-            layers=train.denoiser_layers,
-            window=flow.window,
-            lookahead=train.denoiser_lookahead,
-            head_dim=flow.head_dim,
-            text_dim=flow.text_dim,
-            step=codec.noise_std,
-        )
-    return WorldConfig(data=data, codec=codec, flow=flow, reward=reward, text=text, denoiser=denoiser)
+    return WorldConfig(
+        data=data, codec=codec, flow=flow, reward=reward, text=text, denoiser=_denoiser(train, codec, flow)
+    )
+
+
+def _vector_config(
+    train: TrainConfig, data: DataSpec, reward: RewardSupport, text: TextSpec | None, size: dict[str, Any]
+) -> WorldConfig:
+    """One token of all numbers of a vector: shallow blocks, which mix the tokens of a frame, would have none to mix."""
+    codec = CodecConfig(
+        kind="vector",
+        frame_shape=data.frame_shape,
+        latent_dim=data.frame_shape[0],
+        noise_std=train.noise_std or 0.01,
+    )
+    flow = FlowConfig(
+        latent_dim=codec.token_dim,
+        grid=codec.grid,
+        action_dim=data.action.feature_dim,
+        has_shown=True,
+        soft_clip=8.0,  # sigma may be as small as 0.0006: the noise is
+        text_dim=0 if text is None else text.dim,
+        **{**size, "shallow_layers": ()},
+    )
+    return WorldConfig(
+        data=data, codec=codec, flow=flow, reward=reward, text=text, denoiser=_denoiser(train, codec, flow)
+    )
+
+
+def _denoiser(train: TrainConfig, codec: CodecConfig, flow: FlowConfig) -> DenoiserConfig | None:
+    if not train.denoiser_layers:
+        return None
+    return DenoiserConfig(
+        latent_dim=codec.token_dim,
+        grid=codec.grid,
+        width=flow.deep_width,
+        layers=train.denoiser_layers,
+        window=flow.window,
+        lookahead=train.denoiser_lookahead,
+        head_dim=flow.head_dim,
+        text_dim=flow.text_dim,
+        step=codec.noise_std,
+    )

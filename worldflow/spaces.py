@@ -16,31 +16,34 @@ from worldflow.types import ActionSpec, DataSpec
 
 __all__ = ["action_spec", "check_compatible", "differences", "frame_shape"]
 
-_REMEDY = "record the task from pixels with `worldflow collect`, or wrap it so that it returns images"
+_REMEDY = "record the task from pixels with `worldflow collect`, or wrap it so that it returns images or a vector"
 
 
-def frame_shape(space: str) -> tuple[int, int, int]:
+def frame_shape(space: str) -> tuple[int, ...]:
     """Read the shape of a frame from a serialized observation space.
 
     Args:
         space: The space as JSON. It must be a `uint8` Box `(row, column)` or `(row, column, channel)` with
-            1 or 3 channels; a gray picture without a channel axis gets one.
+            1 or 3 channels, where a gray picture without a channel axis gets one; or a floating Box `(number,)`.
 
     Returns:
-        `(row, column, channel)`.
+        `(row, column, channel)` of pictures, `(number,)` of vectors.
 
     Raises:
-        ValueError: The observations are not images.
+        ValueError: The observations are neither images nor vectors.
     """
     data = _load(space, "observation")
     if data["type"] != "Box":
-        raise ValueError(f"observations must be uint8 images, got a {data['type']} space; {_REMEDY}")
+        raise ValueError(f"observations must be uint8 images or float vectors, got a {data['type']} space; {_REMEDY}")
     shape, dtype = tuple(data["shape"]), data["dtype"]
+    if dtype in ("float32", "float64") and len(shape) == 1 and 0 not in shape:
+        return shape
     if dtype == "uint8" and len(shape) == 2:
         shape = (*shape, 1)
     if dtype != "uint8" or len(shape) != 3 or shape[-1] not in (1, 3) or 0 in shape:
         raise ValueError(
             "observations must be uint8 images of shape (row, column), (row, column, 1) or (row, column, 3), "
+            "or float32 or float64 vectors of shape (number,), "
             f"got a Box of {dtype} and shape {tuple(data['shape'])}; {_REMEDY}"
         )
     return shape

@@ -43,7 +43,6 @@ import torch
 from torch import Tensor
 
 from worldflow.autoregressive import LOG_2PI
-from worldflow.codec import to_float
 from worldflow.elbo import noise_entropy, pixel_log_prob, pixel_std
 from worldflow.flow_types import FlowOutput
 from worldflow.randomness import normal
@@ -183,8 +182,8 @@ class EpisodeScorer:
         world = self.world
         pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(world.device)
         codes = world.codec.encode(pixels)
-        off = to_float(world.codec.decode(codes)) - to_float(pixels)
-        return codes.to(world.dtype), off.square().mean((1, 2, 3)).double().cpu().numpy()
+        off = world.codec.from_frames(world.codec.decode(codes)) - world.codec.from_frames(pixels)
+        return codes.to(world.dtype), off.square().mean(tuple(range(1, off.dim()))).double().cpu().numpy()
 
     def _noisy(self, codes: Float[Tensor, "time token latent"]) -> Float[Tensor, "draw time token latent"]:
         world = self.world
@@ -308,7 +307,10 @@ def frames_at_once(num_draws: int) -> int:
 
 
 def stored_pixel_std(world: WorldModel) -> float | None:
-    """Gray levels that decoded frames are off by on the pasts that are stored with a world; None without any."""
-    if world.contexts is None:
+    """Gray levels that decoded frames are off by on the pasts that are stored with a world.
+
+    None without any, and where frames are vectors: they have no gray levels to be bits of.
+    """
+    if world.contexts is None or world.config.data.is_vector:
         return None
     return pixel_std(world, world.contexts.frames, generator=torch.Generator().manual_seed(0))

@@ -60,6 +60,8 @@ def transformed(
         frames: Frames; square ones for quarter turns.
         element: A number from 0, the identity, to 7.
     """
+    if element == 0:  # of whatever shape: vectors have no other
+        return frames.clone(memory_format=torch.contiguous_format)
     mirrored = frames.flip(-2) if element >= 4 else frames
     return torch.rot90(mirrored, element % 4, (-3, -2)).contiguous()
 

@@ -6,6 +6,7 @@ Or codec and flow as one (`TrainConfig.joint`), codes made anew in every step.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from functools import cached_property
@@ -36,6 +37,7 @@ from worldflow.recipes import TrainConfig, world_config
 from worldflow.saved_training import SavedTraining
 from worldflow.symmetry import ActionMaps, elements
 from worldflow.text_condition import Captions, embed_captions
+from worldflow.vector_codec import VectorCodec, vector_statistics
 from worldflow.world import Contexts, WorldModel
 
 __all__ = ["chosen_device", "train"]
@@ -48,6 +50,7 @@ def train(
     config: TrainConfig | None = None,
     resume: bool = False,
     progress: bool = True,
+    clock: Callable[[], float] = time.monotonic,
     **options: Any,
 ) -> WorldModel:
     """Learn a world from a data set.
@@ -58,6 +61,7 @@ def train(
         config: How to train; or give its fields by name.
         resume: Go on from what an earlier call left in `out`.
         progress: Show progress bars.
+        clock: Tells seconds, from any beginning; `minutes` are counted by it.
         options: Fields of `TrainConfig`.
 
     Returns:
@@ -87,12 +91,10 @@ def train(
         raise ValueError(f"training needs at least 2 episodes, one of them held out, got {len(dataset)}")
     if np.asarray(dataset.lengths)[dataset.episodes("held_out")].max() < 2:
         raise ValueError("no held-out episode is longer than 1 transition; record longer episodes, or more of them")
-    rows, columns, _ = dataset.spec.frame_shape
-    if config.symmetry == "square" and rows != columns:
-        raise ValueError(f"quarter turns are of square frames, these have {rows} x {columns} pixels; use 'mirror'")
+    config.check(dataset.spec)
     folder.mkdir(parents=True, exist_ok=True)
 
-    run = _Run(folder=folder, dataset=dataset, config=config, device=device, progress=progress)
+    run = _Run(folder=folder, dataset=dataset, config=config, device=device, progress=progress, clock=clock)
     with TrainLog(folder, is_resumed=resume) as log:
         return run(log, is_resumed=resume)
 
@@ -126,9 +128,17 @@ class _Run:
     """One training, from data to a saved world."""
 
     def __init__(
-        self, *, folder: Path, dataset: Dataset, config: TrainConfig, device: torch.device, progress: bool
+        self,
+        *,
+        folder: Path,
+        dataset: Dataset,
+        config: TrainConfig,
+        device: torch.device,
+        progress: bool,
+        clock: Callable[[], float],
     ) -> None:
         self.folder, self.dataset, self.config, self.device, self.progress = folder, dataset, config, device, progress
+        self.clock = clock
         self.generator = torch.Generator().manual_seed(config.seed)
         self.saved: SavedTraining | None = None
         self.symmetries = elements(config.symmetry)
@@ -156,6 +166,8 @@ class _Run:
                 self._take_codec(world, config.codec_from)
         elif isinstance(world.codec, LatentCodec) and not config.joint:
             self._fit_codec(world, world.codec, log)
+        elif isinstance(world.codec, VectorCodec):
+            world.codec.set_statistics(*vector_statistics(self.dataset))
         world.contexts = self._contexts(world.config.flow.window)
         if config.joint:
             clips = self._joint_clips(world)
@@ -276,14 +288,15 @@ class _Run:
 
     def _fit_flow(self, world: WorldModel, source: LatentData | JointClips, lengths: np.ndarray, log: TrainLog) -> None:
         config = self.config
-        length = config.length or 2 * world.config.flow.window
+        length = config.length or max(8, 2 * world.config.flow.window)
+        batch = config.batch or (64 if self.dataset.spec.is_vector else 16)
         episodes = self.dataset.episodes("train")
         held_out = window_index(lengths, length, stride=length, episodes=self.dataset.episodes("held_out"))
         order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(config.seed))
         looked_at = held_out[order[: config.eval_clips].numpy()]
 
         def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
-            index = sample_index(lengths, length, config.batch, generator=self.generator, episodes=episodes)
+            index = sample_index(lengths, length, batch, generator=self.generator, episodes=episodes)
             which = torch.randint(len(self.symmetries), (len(index),), generator=self.generator)
             clips = source.gather(index, length, symmetry=which)
             loss = flow_loss(world, clips, generator=self.generator, config=config, maps=self.maps)
@@ -307,7 +320,8 @@ class _Run:
                     flow_loss(world, look, generator=torch.Generator().manual_seed(0), config=config, swap=swap)
                     for swap in (False, True)
                 )
-            self._picture(world)
+            if not self.dataset.spec.is_vector:
+                self._picture(world)
             world.train()
             world.codec.train(config.joint)
             return {
@@ -330,7 +344,7 @@ class _Run:
             stage=FLOW,
             steps=config.steps,
             minutes=minutes,
-            items=config.batch * length,
+            items=batch * length,
             look=look_at_held_out,
         )
 
@@ -366,6 +380,7 @@ class _Run:
             save=lambda state: self._save_progress(world, stage, state),
             save_every=config.save_every,
             progress=self.progress,
+            clock=self.clock,
         )
 
     # -- what is kept -----------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ Axis names, used in every shape of this package:
 Time is aligned as in a Minari episode: `frames[t]` and `actions[t]` lead to `frames[t + 1]`,
 `rewards[t]`, `terminated[t]` and `truncated[t]`. So there are `time + 1` frames and `time` of the rest.
 Frames are `uint8 (..., time, row, column, channel)` at the boundary and
-float `(..., time, channel, row, column)` in [-1, 1] inside.
+float `(..., time, channel, row, column)` in [-1, 1] inside. Where a vector is observed instead of a picture, it is the
+frame: `float32 (..., time, number)` at the boundary, in its own units. Shapes below are those of pictures.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class DataSpec:
     """What a data set holds, read from its metadata.
 
     Args:
-        frame_shape: `(row, column, channel)`.
+        frame_shape: `(row, column, channel)` of a picture, `(number,)` of a vector.
         action: The action's description.
         observation_space, action_space: The recorded spaces, as Minari serializes them (JSON).
         env_spec: The recorded environment's specification as JSON, or None.
@@ -93,12 +94,37 @@ class DataSpec:
     Its `repr` leaves the JSON out: the bounds of an image are a number a pixel.
     """
 
-    frame_shape: tuple[int, int, int]
+    frame_shape: tuple[int, ...]
     action: ActionSpec
     observation_space: str = field(repr=False)
     action_space: str = field(repr=False)
     env_spec: str | None = field(default=None, repr=False)
     dataset_id: str = ""
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether a frame is a vector of numbers, and no picture."""
+        return len(self.frame_shape) == 1
+
+    @property
+    def frame_dtype(self) -> str:
+        """NumPy name of the type of frames: `uint8` of pictures, `float32` of vectors."""
+        return "float32" if self.is_vector else "uint8"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(row, column, channel)`, for all that makes sense for pictures only.
+
+        Raises:
+            ValueError: If frames are vectors.
+        """
+        if self.is_vector:
+            raise ValueError(
+                f"this needs pictures, but the observations are vectors of {self.frame_shape[0]} numbers; "
+                "record pixels to use it"
+            )
+        rows, columns, channels = self.frame_shape
+        return rows, columns, channels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from worldflow.jacobi import Method
 from worldflow.randomness import normal, uniform
 from worldflow.state import WorldState
 from worldflow.types import Dream, Generators, LogProb, Transition
+from worldflow.vector_codec import VectorCodec
 from worldflow.world_config import Contexts, TextSpec, WorldConfig
 
 if TYPE_CHECKING:
@@ -150,8 +151,9 @@ class WorldModel(nn.Module):
             ValueError, TypeError: If shapes or types are wrong.
         """
         frames = torch.as_tensor(frames)
-        if frames.dim() != 5:
-            expected = "(batch, past + 1, row, column, channel)"
+        if frames.dim() != 2 + len(self.config.data.frame_shape):
+            frame = "number" if self.config.data.is_vector else "row, column, channel"
+            expected = f"(batch, past + 1, {frame})"
             raise ValueError(f"frames must have shape {expected}, got {tuple(frames.shape)}")
         B, T = frames.shape[:2]
         if past_actions is None:
@@ -501,6 +503,19 @@ class WorldModel(nn.Module):
     def above_floor(self, frame_log_prob: Tensor) -> Tensor:
         """A frame's NLL above the noise floor, in nats per dimension."""
         return -frame_log_prob / self.config.flow.frame_dim - self.noise_floor
+
+    def in_units(self, frame_log_prob: Tensor) -> Tensor:
+        """A frame's log-likelihood as a density of the noisy vector in its own units, `o + noise_std std eps`.
+
+        Args:
+            frame_log_prob: That of its noisy code, in nats.
+
+        Raises:
+            ValueError: If frames are pictures: their code is no change of coordinates.
+        """
+        if not isinstance(self.codec, VectorCodec):
+            raise ValueError("only codes of vectors are their numbers in other units; for pixels see worldflow.elbo")
+        return frame_log_prob + self.codec.log_det
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
