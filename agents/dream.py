@@ -168,7 +168,7 @@ class _Training:
             algorithm=config.algorithm,
             observation=config.observation,
             stack=config.stack,
-            frame_shape=data.frame_shape,
+            frame_shape=data.image_shape,
             action_space=data.action_space,
             world=name,
             fingerprint=world_fingerprint(world),
@@ -190,6 +190,7 @@ class _Training:
             reward=config.reward,
             termination=config.termination,
             text=config.text,
+            compile=config.compile,
         )
         self.envs = _scaled(dreams, config, self.record.reward_scale) if config.normalize_reward else dreams
         seed = config.seed + self.record.steps  # not the same dreams again

@@ -58,6 +58,8 @@ class DreamConfig:
     """Whether episodes end where the world says so."""
     text: str | None = None
     """Prompt that all dreams follow, for a world that reads text."""
+    compile: bool = False
+    """Dream in compiled code (`WorldModel.compile_step`): faster, after a minute the first time."""
     entropy_penalty: float = 0.0
     """Reward lost a step per nat per dimension by which the world is less sure than usual."""
     likelihood_penalty: float = 0.0

@@ -263,7 +263,7 @@ def _record(path: Path, config: RealTraining, world: WorldModel, run: str | None
         algorithm=config.algorithm,
         observation=config.observation,
         stack=config.stack,
-        frame_shape=data.frame_shape,
+        frame_shape=data.image_shape,
         action_space=data.action_space,
         world=run,
         fingerprint=world_fingerprint(world),
