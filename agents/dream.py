@@ -251,7 +251,7 @@ class _Training:
         policy = DreamedPolicy(
             self.agent,
             self.world,
-            frame_shape=self.world.config.data.frame_shape,
+            frame_shape=self.world.config.data.image_shape,
             observation=config.observation,
             stack=config.stack,
         )
