@@ -122,7 +122,12 @@ def read_contender(
         case "plan":
             return _planner(name, options, world=world, run=run)
         case "train":
-            return _trained(name, options, world=world, run=run, make_env=make_env, folder=folder, progress=progress)
+            from worldflow.agents.real_training import RealTraining, train_real
+
+            config = _parsed(RealTraining, options, "train").resolved()
+            path = folder / config.file_name
+            train_real(make_env, path, config=config, world=world, run=str(run), progress=progress)
+            return _policy(name, str(path), run, world, spaces)
         case "recorded":
             return _recorded(name, run, spaces)
         case _:
@@ -146,28 +151,6 @@ def _planner(name: str, options: Sequence[str], *, world: WorldModel, run: str |
         real_steps=Recordings.of_run(run).steps,
         is_planner=True,
     )
-
-
-def _trained(
-    name: str,
-    options: Sequence[str],
-    *,
-    world: WorldModel,
-    run: str | Path,
-    make_env: Callable[[], gym.Env[Any, Any]],
-    folder: Path,
-    progress: bool,
-) -> Contender:
-    from worldflow.agents.real_training import RealTraining, train_real
-
-    config = _parsed(RealTraining, options, "train").resolved()
-    env = make_env()
-    try:
-        spaces = {"observation_space": env.observation_space, "action_space": env.action_space}
-    finally:
-        env.close()
-    path = train_real(make_env, folder / config.file_name, config=config, world=world, run=run, progress=progress)
-    return _policy(name, str(path), run, world, spaces)
 
 
 def _recorded(name: str, run: str | Path, spaces: Mapping[str, Any]) -> Contender:

@@ -112,7 +112,7 @@ def compare(
             "episodes": config.episodes,
             "first seed": config.seed,
             "longest episode": _limit(real, config.max_steps),
-            **({"starts": config.starts, "samples": config.samples} if found else {}),
+            **({} if found is None else _protocol(found, config)),
         },
         standings=standings,
         reference=reference,
@@ -234,6 +234,16 @@ def _mixtures(players: Sequence[Contender], env: gym.Env[Any, Any], noise: Seque
                 )
             )
     return found
+
+
+def _protocol(found: Agreement, config: CompareConfig) -> dict[str, Any]:
+    """How returns were imagined."""
+    return {
+        "starts": config.starts,
+        "who goes to a start": config.start_policy or "who made the recordings",
+        "horizon": found.policies[0].real.shape[1],
+        "imagined futures of each start": config.samples,
+    }
 
 
 def _reference(players: Sequence[Contender], name: str | None) -> str:

@@ -72,8 +72,9 @@ def _returns(report: Report, evidence: Evidence) -> None:
     )
     report.text("\n".join(f"- **{one.name}**: {one.about}" for one in evidence.standings))
     report.text(
-        "Intervals are bootstrap ones over episodes; differences are of the same seeds. Real steps are those of which "
-        "rewards or frames were used for learning, those that the world or its codec was learned from included."
+        "Intervals are bootstrap ones over episodes; differences are of the same seeds. Real steps are those that an "
+        "agent learned from, or the world that it was trained in or plans in. Who was trained for real on tokens sees "
+        "by a codec that was trained on the world's recordings, which are not counted."
     )
 
 
@@ -81,32 +82,30 @@ def _imagined(report: Report, found: Agreement) -> None:
     solved, total = int(found.solved.sum()), len(found.solved)
     report.section("Imagined against real return")
     report.text(
-        f"The same policies go on from the same {total} starts, for real and in the world. From {solved} of them "
-        f"doing nothing comes within {SOLVED_WITHIN:.0%} of the best policy's mean return, so that there is nothing "
-        "to solve."
+        f"The same policies go on from the same {total} starts, for real and in the world. A start is solved already "
+        f"if doing nothing comes within {SOLVED_WITHIN:.0%} of the best policy's mean return: {solved} of them are."
     )
     lines = {
         "Rank correlation of the policies' mean returns": found.rank,
         f"with {found.weight:g} taken off for each nat per dimension that frames are stranger than usual": (
             found.rank_penalized
         ),
-        "without starts that are solved already": found.rank_unsolved,
+        "without starts that are solved already": found.rank_unsolved if solved else None,
     }
     report.text("\n".join(f"- {name}: **{one.text('.2f')}**" for name, one in lines.items() if one))
     report.figure(scatter_figure(found), "A strong point a policy, a faint one each of its starts; square: replayed")
     report.figure(scatter_figure(found, is_penalized=True), "The same with the in-distribution term")
     report.figure(gap_figure(found), "Imagined minus real return up to each step, the mean over policies and starts")
-    replayed = [one.name for one in found.policies if one.is_replayed]
-    if replayed:
+    if any(one.is_replayed for one in found.policies):
         report.text(
-            f"What {', '.join(replayed)} did for real is repeated in the world: they see more of the real environment "
-            "than frames."
+            "What replayed policies did for real is repeated in the world, as they ask for more than frames there: "
+            "they cannot answer to what the world shows."
         )
     report.table(
         ["policy", "real", "imagined", "with in-distribution term"],
         [
             [
-                one.name,
+                f"{one.name} (replayed)" if one.is_replayed else one.name,
                 *(float(values[:, -1].mean()) for values in (one.real, one.imagined, one.penalized(found.weight))),
             ]
             for one in found.policies

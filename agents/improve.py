@@ -202,7 +202,7 @@ def _read(path: Path) -> Round:
     plain = json.loads(path.read_text())
     estimates = {key: Estimate(**plain.pop(key)) for key in ("recorded_return", "real_return")}
     played = tuple(PlayedEpisode(**one) for one in plain.pop("played"))
-    return Round(**plain, **estimates, played=played)
+    return Round(**{**plain, **estimates, "played": played})
 
 
 def _write(path: Path, plain: Any) -> None:

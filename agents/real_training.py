@@ -35,17 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RealTraining", "StackedPixels", "train_real"]
 
-
-_LIKE = (
-    "algorithm",
-    "observation",
-    "stack",
-    "num_envs",
-    "discount",
-    "learning_rate",
-    "normalize_reward",
-    "settings",
-)
+# fmt: off
+_LIKE = ("algorithm", "observation", "stack", "num_envs", "discount", "learning_rate", "normalize_reward", "settings")
+# fmt: on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +57,13 @@ class RealTraining:
     discount: float = 0.99
     """Weight of a reward one step later."""
     learning_rate: float = 3e-4
-    """Of Adam."""
+    """Step size of Adam."""
     normalize_reward: bool = True
     """Scale rewards so that returns have unit variance."""
     save_every: int = 5_000
     """Steps between two saves, from which an interrupted training goes on."""
     seed: int = 0
-    """Of everything."""
+    """Seed of everything that is random."""
     like: str | None = None
     """File of a dreamed agent whose algorithm, observation and settings to take instead of those above; but for steps,
     save_every and seed."""

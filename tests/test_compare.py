@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ RECORDED = {"policy": "smooth", "random_fraction": 0.0}
 CONFIG = CompareConfig(episodes=2, seed=7, starts=2, horizon=3, noise=(0.0, 0.5))
 
 
-def half(observation: np.ndarray, info: dict[str, Any], generator: np.random.Generator) -> np.ndarray:
+def half(observation: np.ndarray, info: Mapping[str, Any], generator: np.random.Generator) -> np.ndarray:
     return np.array([0.5, 0.0], np.float32)
 
 
