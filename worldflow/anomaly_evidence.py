@@ -14,6 +14,7 @@ kept in OUT/cases as they are finished, and the same call goes on with what it f
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -237,6 +238,8 @@ class _Scorer:
         return kept(self.folder / f"{case.slug}.npz", about=about, make=lambda: self._judged(case, play()))
 
     def _judged(self, case: Case, episodes: Sequence[Episode]) -> Judged:
+        if not episodes:
+            raise ValueError(f"{case.name}: no normal episode lasts {ONSET[0]} transitions, which nothing is done in")
         # Normal episodes that calibrate must not share their noise with those that are judged.
         seed = 1 if case.name == CALIBRATION else 0
         scores = score(self.world, episodes, num_draws=DRAWS, seed=seed, progress=False)
@@ -269,29 +272,32 @@ def judge(
     found: Mapping[str, tuple[Case, Judged]],
     *,
     protocol: Mapping[str, Any],
-    combinations: Sequence[CombinationName] = COMBINATIONS,
+    combinations: Sequence[CombinationName] | None = None,
 ) -> tuple[Evidence, dict[str, Detector]]:
     """Hold numbers of all cases against those of normal episodes.
 
     Args:
         found: From names to cases and what was scored of them; calibration and normal ones among them.
         protocol: What was done, to be noted.
-        combinations: Ways to compare.
+        combinations: Ways to compare; by default all, the forest where scikit-learn is installed.
 
     Returns:
         The evidence, and the detectors by combination.
     """
+    if combinations is None:
+        has_forest = importlib.util.find_spec("sklearn") is not None
+        combinations = [name for name in COMBINATIONS if name != "forest" or has_forest]
     usual, normal = found[CALIBRATION][1], found[NORMAL][1]
     detectors = {name: calibrate_scores(usual.scores, combination=name) for name in combinations}
     numbers = _Numbers(detectors, usual)
-    normal_values = {window: numbers(normal, window=window) for window in WINDOWS}
-    limits = thresholds(numbers(usual.every_second, window=1), onset=ONSET[0])  # which no combination is fitted to
+    normal_values = numbers(normal)
+    limits = thresholds(numbers(usual.every_second)[1], onset=ONSET[0])  # which no combination is fitted to
     rows = {}
     for name, (case, judged) in found.items():
         if case.kind == "normal":
             continue
         labels = [_labels(s) for s in judged.scores]
-        values = {window: numbers(judged, window=window) for window in WINDOWS}
+        values = numbers(judged)
         separations: dict[int, dict[str, Separation]] = {}
         for window in WINDOWS:
             for key, odd in values[window].items():
@@ -338,17 +344,18 @@ class _Numbers:
         stacked = [self._others(judged_scores, usual, i) for i, judged_scores in enumerate(usual.scores)]
         self.averages = Averages.of(np.concatenate(stacked, axis=1))
 
-    def __call__(self, judged: Judged, *, window: int) -> dict[str, list[np.ndarray]]:
-        result: dict[str, list[np.ndarray]] = {}
-        row = WINDOWS.index(window)
+    def __call__(self, judged: Judged) -> dict[int, dict[str, list[np.ndarray]]]:
+        """From windows to names to values on each episode."""
+        result: dict[int, dict[str, list[np.ndarray]]] = {window: {} for window in WINDOWS}
         for i, scores in enumerate(judged.scores):
-            watched = self.any.watched(scores).reshape(len(WINDOWS), len(self.any.statistics), -1)[row]
-            others = self.averages(self._others(scores, judged, i))[0].reshape(len(WINDOWS), -1, len(scores))[row]
-            values = dict(zip(self.any.statistics, watched, strict=True))
-            values |= dict(zip((*READINGS, *self.usual), others, strict=True))
-            values |= {name: detector.oddness(scores) for name, detector in self.detectors.items()}
-            for name, value in values.items():
-                result.setdefault(name, []).append(value)
+            watched = self.any.watched(scores).reshape(len(WINDOWS), -1, len(scores))
+            others = self.averages(self._others(scores, judged, i))[0].reshape(len(WINDOWS), -1, len(scores))
+            combined = {name: detector.oddness(scores) for name, detector in self.detectors.items()}
+            for row, window in enumerate(WINDOWS):
+                values = dict(zip(self.any.statistics, watched[row], strict=True))
+                values |= dict(zip((*READINGS, *self.usual), others[row], strict=True))
+                for name, value in (values | combined).items():
+                    result[window].setdefault(name, []).append(value)
         return result
 
     def _others(self, scores: EpisodeScores, judged: Judged, number: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from worldflow.video import encode_video, film_strip
 
 __all__ = ["as_text", "write_evidence"]
 
-SHOWN = ("frame_unlikely", "atypical_unlikely", "action", "context", "normality", "reward", "reconstruction", "pixels")
+SHOWN = ("frame_unlikely", "action", "gain_low", "normality", "pixels")
 """Statistics of the large table; the others are in the file."""
 LIKELIHOOD = ("frame_unlikely", "frame_two_sided", "typicality_two_sided", "normality", "action", "context", "pixels")
 """What pictures that are too simple are held against."""
@@ -107,6 +107,10 @@ def as_text(evidence: Evidence) -> str:
     return "\n".join(lines)
 
 
+def _plain(name: str) -> str:
+    return name.replace("_", " ")
+
+
 def _found(report: Report, evidence: Evidence) -> None:
     report.section("What is found")
     report.text(
@@ -116,7 +120,11 @@ def _found(report: Report, evidence: Evidence) -> None:
     )
     names = [*evidence.at("middle"), *evidence.at("subtle"), CONTROL]
     columns = [DEFAULT_COMBINATION, *(s for s in SHOWN if s in evidence.statistics), *evidence.baselines]
-    table = {name: {c: evidence.auroc(name, c, window=8) for c in columns} for name in names}
+    table = {
+        _plain(name): {_plain(c): evidence.auroc(name, c, window=8) for c in columns}
+        for name in names
+        if evidence.rows[name].separation
+    }
     report.figure(figures.auroc_figure(table, baselines=evidence.baselines), "Anomalies by statistics")
 
 
@@ -134,7 +142,7 @@ def _looks(
         (alarms,) = detector(judged.scores[:1])
         title = "normal" if name == NORMAL else name
         figure = alarm_figure(
-            judged.frames, alarms.p_value, rate=RATE, active=judged.scores[0].anomaly, title=title.replace("_", " ")
+            judged.frames, alarms.p_value, rate=RATE, active=judged.scores[0].anomaly, title=_plain(title)
         )
         report.figure(figure)
     film = next((name for name in ("object_gone, middle", "teleport, middle") if name in found), shown[-1])
@@ -173,7 +181,7 @@ def _strengths(report: Report, evidence: Evidence) -> None:
         one, wait = row.separation[1][chosen], row.delay.get(chosen)
         rows.append(
             [
-                name.replace("_", " "),
+                _plain(name),
                 *(evidence.auroc(name, chosen, window=w) for w in (1, 8, 50)),
                 evidence.best_baseline(name, window=8),
                 one.auprc,
@@ -221,6 +229,6 @@ def _simple(report: Report, evidence: Evidence) -> None:
         ]
         for name in names
     ]
-    heads = ["frames", *("raw NLL" if c == "frame_unlikely" else c.replace("_", " ") for c in columns)]
+    heads = ["frames", *("raw NLL" if c == "frame_unlikely" else _plain(c) for c in columns)]
     heads.append(DEFAULT_COMBINATION)
     report.table(heads, rows, formats=dict.fromkeys(heads[1:], ".2f"), best_in_row=max)

@@ -228,7 +228,8 @@ def auroc_figure(
     if not columns or np.any((values < 0) | (values > 1)):
         raise ValueError("table must hold an AUROC between 0 and 1 for each perturbation and statistic")
     with style():
-        heads = [textwrap.fill(name, 14) for name in columns]  # as much as fits over a cell
+        # As much as fits over a cell.
+        heads = [textwrap.fill(name, 14 if len(columns) <= 8 else 11, break_long_words=False) for name in columns]
         height = 0.15 + 0.17 * max(head.count("\n") + 1 for head in heads) + (0.35 if title else 0.0)
         figure, axes = new_figure(min(WIDTH, 1.9 + 1.15 * len(columns)), height + 0.42 * len(rows), title=title)
         color_map = LinearSegmentedColormap.from_list("detects", ["#E8963C", "#FFFFFF", "#0072B2"])
@@ -240,7 +241,7 @@ def auroc_figure(
                 j, i, f"{values[i, j]:.2f}" if np.isfinite(values[i, j]) else "-", ha="center", va="center",
                 color="white" if values[i, j] > 0.85 else INK, fontweight="bold" if is_best else "normal",
             )  # fmt: skip
-        axes.set_xticks(range(len(columns)), heads)
+        axes.set_xticks(range(len(columns)), heads, fontsize=9 if len(columns) <= 8 else 7)
         axes.set_yticks(range(len(rows)), rows)
         axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False, colors=INK)
         axes.grid(visible=False)
