@@ -35,7 +35,7 @@ __all__ = ["RECIPES", "WorldRecipe", "ship"]
 
 MAX_TRANSITIONS = 50_000
 """Most recorded transitions that a world that ships may have been learned from."""
-MAX_REPORT = 2_500_000
+MAX_REPORT = 3_000_000
 """Most bytes of a report that ships beside its world; a longer one stays in the working folder."""
 FILES = ("world.json", "world.safetensors", "contexts.npz", "recipe.json", "fidelity.json", "report.html")
 
