@@ -35,7 +35,7 @@ __all__ = ["RECIPES", "WorldRecipe", "ship"]
 
 MAX_TRANSITIONS = 50_000
 """Most recorded transitions that a world that ships may have been learned from."""
-MAX_REPORT = 2_500_000
+MAX_REPORT = 3_000_000
 """Most bytes of a report that ships beside its world; a longer one stays in the working folder."""
 FILES = ("world.json", "world.safetensors", "contexts.npz", "recipe.json", "fidelity.json", "report.html")
 
@@ -93,8 +93,8 @@ RECIPES: Mapping[str, WorldRecipe] = {
         episodes=250,
         max_steps=200,
         random_fraction=0.1,
-        train=TrainConfig(preset="tiny", batch=32, length=24, minutes=28.0),
-        baseline_minutes=6.0,
+        train=TrainConfig(preset="tiny", batch=32, length=24, minutes=60.0, weight_decay=0.1),
+        baseline_minutes=20.0,
     ),
 }
 """The worlds that ship, by name; each is recorded in at most `MAX_TRANSITIONS` steps."""
