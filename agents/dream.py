@@ -1,6 +1,6 @@
 """Policies trained in dreams: an algorithm of Stable-Baselines3 on imagined episodes, looked at for real now and then.
 
-    result = dream("runs/pendulum", "agents/pendulum.zip", config=DreamConfig(steps=300_000), env=env)
+    result = dream("runs/pendulum", "agents/pendulum.zip", config=DreamConfig(steps=100_000), env=env)
     policy = DreamedPolicy.load(result.agent)
 
 What was learned is saved at every evaluation, on an interrupt, and when a real environment raises: `AGENT.zip` is the
@@ -296,10 +296,16 @@ def _agent(config: DreamConfig, envs: Any, seed: int, latest: Path | None) -> An
     import stable_baselines3 as sb3
 
     kind = {"ppo": sb3.PPO, "sac": sb3.SAC, "dqn": sb3.DQN}[config.algorithm]
-    steps = max(1, 2048 // config.num_envs)
+    steps = max(1, 1024 // config.num_envs)
     replay = {"train_freq": 1, "gradient_steps": max(1, config.num_envs // 8), "learning_starts": 1000}
     own: dict[str, Any] = {
-        "ppo": {"n_steps": steps, "batch_size": min(256, steps * config.num_envs), "n_epochs": 10},
+        # Imagined steps cost more than steps of the policy's gradient: it takes many from each.
+        "ppo": {
+            "n_steps": steps,
+            "batch_size": min(256, steps * config.num_envs),
+            "n_epochs": 20,
+            "gae_lambda": 0.8,
+        },
         "sac": replay | {"buffer_size": min(config.steps, 200_000)},
         "dqn": replay | {"buffer_size": min(config.steps, 200_000)},
     }[config.algorithm]

@@ -30,7 +30,7 @@ class DreamConfig:
 
     algorithm: Algorithm = "ppo"
     """Stable-Baselines3's ppo, for any actions; sac, for continuous ones; dqn, for one choice among some."""
-    steps: int = 300_000
+    steps: int = 100_000
     """Imagined steps to train for."""
     observation: Observation = "latent"
     """What the policy sees: latent, the world's own tokens through a small MLP, is the fast way, and the better one
@@ -39,7 +39,7 @@ class DreamConfig:
     """Frames that it sees: velocities need two."""
     num_envs: int = 32
     """Episodes imagined side by side."""
-    horizon: int = 100
+    horizon: int = 60
     """Steps of an imagined episode; beyond it, the policy's own value counts. Longer than the world can be trusted, the
     policy learns what only the world believes."""
     first_horizon: int | None = None
@@ -64,24 +64,24 @@ class DreamConfig:
     """Reward lost a step per nat per dimension by which the world is less sure than usual."""
     likelihood_penalty: float = 0.0
     """Reward lost a step per nat per dimension by which frames are unlike what the recorded behavior leads to."""
-    discount: float = 0.99
-    """Weight of a reward one step later."""
-    learning_rate: float = 3e-4
-    """Of Adam."""
+    discount: float = 0.98
+    """Weight of a reward one step later; what goes wrong only after 1 / (1 - discount) steps is hardly seen."""
+    learning_rate: float = 1e-3
+    """Step size of Adam."""
     normalize_reward: bool = True
     """Scale rewards so that returns have unit variance, which a value network learns faster."""
-    eval_every: int = 25_000
+    eval_every: int = 10_000
     """Steps between two evaluations in the real environment, if there is one; what was learned is saved as often."""
     eval_episodes: int = 5
     """Real episodes of an evaluation."""
     eval_max_steps: int | None = None
     """Steps after which a real episode is cut off; by default the environment's own limit, or 1000."""
-    patience: int = 4
+    patience: int = 8
     """Stop once so many evaluations since the best real one imagined more and got less; 0 never stops."""
     tensorboard: str | None = None
     """Folder for TensorBoard's curves."""
     seed: int = 0
-    """Of everything."""
+    """Decides everything random."""
     settings: Suppress[Mapping[str, Any]] = field(default_factory=dict)
     """Further arguments of the algorithm, by Stable-Baselines3's names."""
 

@@ -1,6 +1,6 @@
 """Imagined episodes as Stable-Baselines3 trains in them: stacked frames, and penalties where the world knows little.
 
-    envs = dream_envs(world, num_envs=32, horizon=100, stack=3, entropy_penalty=0.1)
+    envs = dream_envs(world, num_envs=32, horizon=60, stack=3, entropy_penalty=0.1)
     PPO("MlpPolicy", envs).learn(100_000)
 
 A policy that maximizes imagined reward finds what the world gets wrong. Two penalties keep it from there, each for what

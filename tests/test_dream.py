@@ -280,7 +280,7 @@ def test_a_world_that_does_not_fit_is_refused(
 def test_settings_out_of_range_are_refused() -> None:
     wrong: tuple[tuple[dict[str, Any], str], ...] = (
         ({"steps": 0}, "steps must be at least 1"),
-        ({"first_horizon": 200}, "first_horizon must be at most the horizon 100"),
+        ({"first_horizon": 200}, "first_horizon must be at most the horizon 60"),
         ({"curriculum": 1.5}, "curriculum must be a share"),
         ({"entropy_penalty": -1.0}, "entropy_penalty must be finite and at least 0"),
         ({"discount": 1.0}, "discount must lie between 0 and 1"),
