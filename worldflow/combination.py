@@ -41,7 +41,10 @@ __all__ = [
 CombinationName = Literal["highest", "fisher", "copula", "mahalanobis", "forest"]
 COMBINATIONS: tuple[CombinationName, ...] = get_args(CombinationName)
 DEFAULT_COMBINATION: CombinationName = "fisher"
-"""The best of `worldflow evaluate --anomalies` on the worlds that ship."""
+"""The highest mean area under ROC curves of `worldflow evaluate --anomalies`, at the middle strength of 56 anomalies on
+InvertedPendulum, Reacher and HalfCheetah: 0.932 for single transitions (highest 0.926, mahalanobis 0.911, forest 0.895,
+copula 0.890), 0.948 over eight (0.941, 0.937, 0.927, 0.919). Where a single statistic says it all, such as weak
+actuators or a reward that is off, `highest` is better."""
 TAIL = 0.9
 """Share of usual values below the tail that is continued beyond the highest."""
 SHRINKAGE = 0.05
