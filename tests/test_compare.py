@@ -15,6 +15,7 @@ from gymnasium.envs.registration import EnvSpec
 from lamp import Lamp, Press
 
 from worldflow import cli
+from worldflow.agents import evidence_report
 from worldflow.agents.contenders import Recordings, read_contender
 from worldflow.agents.evaluate import CompareConfig, compare
 from worldflow.agents.standings import Estimate, PlayedEpisode, Standing, play_episode
@@ -89,7 +90,14 @@ def test_contenders_are_who_their_words_say(run: str) -> None:
     assert Recordings.of_run("worldflow/Reacher") == Recordings(steps=50_000, policy="smooth", random_fraction=0.1)
 
 
-def test_all_play_the_same_seeds_once_and_later_calls_only_what_is_missing(run: str) -> None:
+def without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes a second."""
+    monkeypatch.setattr(evidence_report, "write_report", lambda evidence, path: path)
+
+
+def test_all_play_the_same_seeds_once_and_later_calls_only_what_is_missing(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options: dict[str, Any] = {"out": "out", "env": "Lamp-v0", "progress": False}
     evidence = compare(run, contenders=["random", HALF], config=CONFIG, **options)
     half = evidence.standing("half")
@@ -106,6 +114,7 @@ def test_all_play_the_same_seeds_once_and_later_calls_only_what_is_missing(run: 
     assert ahead == pytest.approx(4.0 - evidence.standing("random").mean.value)
     assert "data:image" in Path("out/report.html").read_text()
 
+    without_a_page(monkeypatch)
     before = Lamp.steps_in_all
     again = compare(run, contenders=["random", HALF], config=CONFIG, **options)
     assert Lamp.steps_in_all == before + 2 * 2 + 2 * (2 + 3)  # the starts, and doing nothing from each
@@ -152,7 +161,10 @@ def test_bad_options_are_named_before_anything_is_played(run: str) -> None:
     assert Lamp.steps_in_all == 16  # of that last comparison
 
 
-def test_the_command_says_what_came_out(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_what_came_out(
+    run: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_a_page(monkeypatch)
     words = ["compare", run, "--out", "out", "--env", "Lamp-v0", "--episodes", "2", "--starts", "0"]
     assert cli.main([*words, "--contenders", HALF, "plan --horizon 1 --candidates 2 --iterations 1"]) == 0
     out = capsys.readouterr().out
