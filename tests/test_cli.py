@@ -227,6 +227,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
         "evaluate": worldflow.EvaluateConfig,
         "demo": cli.DemoConfig,
         "images train": FitConfig,
+        "bench states": worldflow.TrainConfig,
     }.get(name)
     names = {f.name for kind in (leaves()[name], config) if kind for f in fields(kind)} - {"config"}
     explained = dict(re.findall(r"\n\W+--(\w\S*) (?:[A-Z]+ |{\S+ |\[.*?\]\] )?\s*(\w[^(]*)", out))
@@ -245,6 +246,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
         "bench data": {"dataset"},
         "bench drift": {"run", "dataset"},
         "bench denoise": {"run", "dataset"},
+        "bench states": {"dataset"},
         "images train": {"data"},
         "images sample": {"model"},
         "generate": {"run"},
