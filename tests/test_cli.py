@@ -255,6 +255,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
         "improve": ImproveConfig,
         "demo": cli.DemoConfig,
         "images train": FitConfig,
+        "bench states": worldflow.TrainConfig,
     }.get(name)
     names = {f.name for kind in (leaves()[name], config) if kind for f in fields(kind)} - {"config"}
     for part, kind in (("train", worldflow.TrainConfig), ("dream", DreamConfig)):
@@ -280,6 +281,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
         "bench data": {"dataset"},
         "bench drift": {"run", "dataset"},
         "bench denoise": {"run", "dataset"},
+        "bench states": {"dataset"},
         "images train": {"data"},
         "images sample": {"model"},
         "generate": {"run"},

@@ -154,7 +154,7 @@ class StatesBench:
     samples: int = 16
     """Futures of each clip."""
     horizons: tuple[int, ...] = (1, 50)
-    """Steps ahead."""
+    """Steps ahead at which errors are measured."""
     run: str | None = None
     """Folder to keep the flow's run in; by default it is not kept."""
     out: str | None = None

@@ -50,7 +50,7 @@ class TrainConfig:
     codec_batch: int = 64
     """Frames of a step of the codec."""
     batch: int | None = None
-    """Clips of a step of the flow; 16 unless given, 64 of vectors."""
+    """Clips of a step of the flow; 16 unless given, 32 of vectors."""
     length: int | None = None
     """Transitions of a clip; twice the attention window unless given, so that caches are trained as they are used, and
     at least 8."""
@@ -220,6 +220,8 @@ def _vector_config(
         latent_dim=data.frame_shape[0],
         noise_std=train.noise_std or 0.01,
     )
+    # States say most of what follows: a short past is enough, and drafts of it do most of the work.
+    lighter = {"tiny": {"window": 2, "deep_layers": 1}, "base": {"window": 4}, "large": {"window": 8}}
     flow = FlowConfig(
         latent_dim=codec.token_dim,
         grid=codec.grid,
@@ -227,7 +229,7 @@ def _vector_config(
         has_shown=True,
         soft_clip=8.0,  # sigma may be as small as 0.0006: the noise is
         text_dim=0 if text is None else text.dim,
-        **{**size, "shallow_layers": ()},
+        **{**size, "shallow_layers": (), **lighter[train.preset]},
     )
     return WorldConfig(
         data=data, codec=codec, flow=flow, reward=reward, text=text, denoiser=_denoiser(train, codec, flow)

@@ -289,7 +289,7 @@ class _Run:
     def _fit_flow(self, world: WorldModel, source: LatentData | JointClips, lengths: np.ndarray, log: TrainLog) -> None:
         config = self.config
         length = config.length or max(8, 2 * world.config.flow.window)
-        batch = config.batch or (64 if self.dataset.spec.is_vector else 16)
+        batch = config.batch or (32 if self.dataset.spec.is_vector else 16)
         episodes = self.dataset.episodes("train")
         held_out = window_index(lengths, length, stride=length, episodes=self.dataset.episodes("held_out"))
         order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(config.seed))
