@@ -18,8 +18,7 @@ import numpy as np
 from tqdm import tqdm
 from tyro.conf import Suppress
 
-from worldflow.agents.dream import _agent as make_agent
-from worldflow.agents.dream import _scaled as scaled_rewards
+from worldflow.agents.algorithms import make_agent, scaled_rewards
 from worldflow.agents.dream_config import DreamConfig
 from worldflow.agents.rollout import check_count
 from worldflow.atomic import replacing

@@ -425,7 +425,7 @@ class SampleBench:
     tolerances: tuple[float, ...] = (1e-3, 1e-4)
     """Of the Jacobi iteration."""
     compile: bool = False
-    """Compile steps (`WorldModel.compile_step`) and measure them, too."""
+    """Measure whole steps in compiled code, too (`WorldModel.compile_step`)."""
     preset: Preset | None = None
     """Another size, with random weights, for the run's spaces."""
     seconds: float = 2.0
