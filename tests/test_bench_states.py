@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import tiny_world, write_dataset, write_vectors
 
-from tests.builders import tiny_world, write_dataset, write_vectors
 from worldflow.bench_states import compare_states, fitted_ensemble
 from worldflow.cli import main
 from worldflow.data import Dataset

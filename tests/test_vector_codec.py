@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import tiny_world, write_vectors
 
-from tests.builders import tiny_world, write_vectors
 from worldflow.checkpoint import load, save
 from worldflow.codec import CodecConfig, build_codec
 from worldflow.data import Dataset

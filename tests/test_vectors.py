@@ -11,9 +11,9 @@ import minari
 import numpy as np
 import pytest
 import torch
+from builders import random_actions, random_episode, tiny_spec, tiny_world, write_vectors
 from gymnasium.utils.env_checker import check_env
 
-from tests.builders import random_actions, random_episode, tiny_spec, tiny_world, write_vectors
 from worldflow.agents import ICEM, Differentiable, GoalLikelihood, Return
 from worldflow.cli import main
 from worldflow.data import Dataset, gather, windows
