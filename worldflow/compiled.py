@@ -98,8 +98,8 @@ def compiled_step(world: WorldModel, batch_size: int, *, progress: bool = True) 
         progress: Show a progress bar while compiling.
 
     Raises:
-        Uncompilable: If the world is not on the CPU, has shallow blocks, no drafts, or more than `MOST_SLOTS` slots a
-            frame, or there is no C++ compiler.
+        Uncompilable: If the world is not on the CPU or in training, has shallow blocks, no actions, or more than
+            `MOST_SLOTS` slots a frame, or there is no C++ compiler.
     """
     _check(world)
     with _kept(world, batch_size) as path:

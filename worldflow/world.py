@@ -318,7 +318,8 @@ class WorldModel(nn.Module):
         """Compile steps of batches of `batch_size` rows, which then are several times as fast (`worldflow.compiled`).
 
         It takes about a minute the first time, and a tenth of a second once the code is on disk. `step` then takes the
-        compiled way for batches of that many rows, and of fewer while they are more than half as many.
+        compiled way for batches of that many rows, and of fewer while they are more than half as many; it is exact, so
+        that `tolerance` does not matter, and leaves guided and sequential steps as they were.
 
         Args:
             batch_size: Rows.
