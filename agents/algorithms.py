@@ -9,7 +9,7 @@ import numpy as np
 
 from worldflow.agents.dream_config import DreamConfig
 
-__all__ = ["make_agent", "scaled_rewards"]
+__all__ = ["make_agent", "reward_scale", "scaled_rewards"]
 
 
 def make_agent(config: DreamConfig, envs: Any, seed: int, latest: Path | None) -> Any:
@@ -55,3 +55,12 @@ def scaled_rewards(envs: Any, config: DreamConfig, scale: tuple[float, float, fl
     mean, var, count = scale
     scaled.ret_rms.mean, scaled.ret_rms.var, scaled.ret_rms.count = np.array(mean), np.array(var), count
     return scaled
+
+
+def reward_scale(agent: Any) -> tuple[float, float, float] | None:
+    """Mean, variance and count of the returns that `scaled_rewards` saw; None where rewards are as they are."""
+    scaled = agent.get_vec_normalize_env()
+    if scaled is None:
+        return None
+    found = scaled.ret_rms
+    return float(found.mean), float(found.var), float(found.count)

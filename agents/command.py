@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json as json_format
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,7 +14,7 @@ from tyro.conf import Positional, arg
 from worldflow.agents.real_env import env_arguments, real_env
 from worldflow.atomic import write_bytes
 from worldflow.checkpoint import load
-from worldflow.compiled import Uncompilable
+from worldflow.compiled import compile_or_warn
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
@@ -93,10 +92,7 @@ class PlanCommand:
         if self.video is not None and world.config.data.is_vector:
             raise ValueError("--video shows frames, but this world's are vectors; leave it out")
         if self.compile:
-            try:
-                world.compile_step(min(self.candidates * self.samples, self.max_rows))
-            except Uncompilable as reason:
-                warnings.warn(f"--compile has no effect: {reason}", stacklevel=2)
+            compile_or_warn(world, min(self.candidates * self.samples, self.max_rows), option="--compile")
         pilot = self.pilot(world)
         played: list[Played] = []
         rules: dict[str, Any] = {"episodes": self.episodes, "seed": self.seed, "max_steps": self.max_steps}

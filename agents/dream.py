@@ -23,7 +23,7 @@ import torch
 from gymnasium import spaces
 from tqdm import tqdm
 
-from worldflow.agents.algorithms import make_agent, scaled_rewards
+from worldflow.agents.algorithms import make_agent, reward_scale, scaled_rewards
 from worldflow.agents.dream_config import DreamConfig, is_deceived
 from worldflow.atomic import replacing
 from worldflow.envs.dreamed_policy import DreamedPolicy, DreamRecord, Evaluation
@@ -212,7 +212,9 @@ class _Training:
         """Write what was learned so far."""
         steps = int(self.agent.num_timesteps)
         if steps > self.record.steps:
-            self.record = replace(self.record, steps=steps, reward_scale=self._reward_scale())
+            self.record = replace(
+                self.record, steps=steps, reward_scale=reward_scale(self.agent) or self.record.reward_scale
+            )
             self._write(is_best=False)
 
     def kept(self) -> str:
@@ -239,7 +241,7 @@ class _Training:
             self.record,
             steps=step,
             history=(*self.record.history, found),
-            reward_scale=self._reward_scale(),
+            reward_scale=reward_scale(self.agent) or self.record.reward_scale,
             best_step=step if is_best else self.record.best_step,
         )
         self._write(is_best=is_best)
@@ -269,13 +271,6 @@ class _Training:
             with replacing(self.path) as temporary:
                 shutil.copyfile(self.latest, temporary)
         self.record.write(self.path)
-
-    def _reward_scale(self) -> tuple[float, float, float]:
-        scale = self.agent.get_vec_normalize_env()
-        if scale is None:
-            return self.record.reward_scale
-        found = scale.ret_rms
-        return float(found.mean), float(found.var), float(found.count)
 
     def _resumed(self, new: DreamRecord) -> DreamRecord:
         old = DreamRecord.read(self.path)

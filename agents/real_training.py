@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 from tyro.conf import Suppress
 
-from worldflow.agents.algorithms import make_agent, scaled_rewards
+from worldflow.agents.algorithms import make_agent, reward_scale, scaled_rewards
 from worldflow.agents.dream_config import DreamConfig
 from worldflow.agents.rollout import check_count
 from worldflow.atomic import replacing
@@ -231,11 +231,8 @@ class _RealTraining:
         steps = int(self.agent.num_timesteps)
         if steps <= self.record.steps:
             return
-        scale = self.agent.get_vec_normalize_env()
-        if scale is not None:
-            found = scale.ret_rms
-            self.record = replace(self.record, reward_scale=(float(found.mean), float(found.var), float(found.count)))
-        self.record = replace(self.record, steps=steps)
+        scale = reward_scale(self.agent) or self.record.reward_scale
+        self.record = replace(self.record, steps=steps, reward_scale=scale)
         with replacing(self.path) as temporary:
             self.agent.save(temporary)
         self.record.write(self.path)

@@ -13,13 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.error import ResetNeeded
 
 from worldflow.checkpoint import load
-from worldflow.compiled import Uncompilable
+from worldflow.compiled import compile_or_warn
 from worldflow.envs.footprint import bytes_per_episode, check_room
 from worldflow.envs.options import EpisodeOptions, whole
 from worldflow.envs.pasts import Past, Pasts
@@ -105,10 +104,7 @@ class ImaginedEpisodes:
         self.horizon = options.horizon or _recorded_limit(self._data.env_spec)
         self._pasts = Pasts(self.world, num_rows, options)
         if options.compile:
-            try:
-                self.world.compile_step(num_rows)
-            except Uncompilable as reason:
-                gym.logger.warn(f"compile=True has no effect: {reason}")
+            compile_or_warn(self.world, num_rows, option="compile=True")
         self._state: WorldState | None = None
         self._unconditional: WorldState | None = None
         self._generators = [torch.Generator() for _ in range(num_rows)]

@@ -185,12 +185,15 @@ class Block(nn.Module):
         query, key = (qkv[:2] if rotary is None else rotate(qkv[:2], rotary)).unbind(0)
         value = qkv[2]
         keys, values = (key, value) if past is None else (torch.cat((past[0], key), 2), torch.cat((past[1], value), 2))
-        attended = _attend(query, keys, values, mask)
-        x = x + self._kept(self.attention_out(rearrange(attended, "b h s d -> b s (h d)")))
+        return self.finished(x, _attend(query, keys, values, mask)), (key, value)
+
+    def finished(
+        self, x: Float[Tensor, "batch slot dim"], attended: Float[Tensor, "batch head slot feature"]
+    ) -> Float[Tensor, "batch slot dim"]:
+        """What the block makes of its input and of what its heads attended to."""
+        x = x + self._kept(self.attention_out(attended.transpose(1, 2).flatten(2)))
         x = x + self._kept(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)))))
-        if self.mixing is not None:
-            x = self.mixing(x)
-        return x, (key, value)
+        return x if self.mixing is None else self.mixing(x)
 
     def _kept(self, added: Tensor) -> Tensor:
         return F.dropout(added, self.dropout) if self.dropout and self.training else added

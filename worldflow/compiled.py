@@ -37,7 +37,7 @@ from worldflow.types import LogProb, Transition
 if TYPE_CHECKING:
     from worldflow.world import WorldModel
 
-__all__ = ["MOST_SLOTS", "CompiledStep", "CompiledSteps", "Uncompilable", "compiled_step"]
+__all__ = ["MOST_SLOTS", "CompiledStep", "CompiledSteps", "Uncompilable", "compile_or_warn", "compiled_step"]
 
 MOST_SLOTS = 20
 """Most slots of a frame that are compiled, one after the other."""
@@ -110,6 +110,14 @@ def compiled_step(world: WorldModel, batch_size: int, *, progress: bool = True) 
     needed = code.get_constant_fqns()
     code.load_constants({name: own[name] for name in needed}, check_full_update=True, user_managed=True)
     return CompiledStep(batch_size, code)
+
+
+def compile_or_warn(world: WorldModel, batch_size: int, *, option: str) -> None:
+    """Compile a world's step where that can be; elsewhere warn that an option has no effect, and why."""
+    try:
+        world.compile_step(batch_size)
+    except Uncompilable as reason:
+        warnings.warn(f"{option} has no effect: {reason}", stacklevel=2)
 
 
 class _Step(nn.Module):

@@ -111,7 +111,7 @@ def _think(
     block: Block, x: Tensor, rotary: Tensor, mask: Tensor | None, memory: Float[Tensor, "two batch head key feature"]
 ) -> Tensor:
     """One block, whose keys and values go into the last places of `memory`."""
-    B, n, width = x.shape
+    B, n, _ = x.shape
     qkv = block.qkv(block.attention_norm(x)).view(B, n, 3, -1, block.head_dim)
     wide = qkv if qkv.dtype in (torch.float32, torch.float64) else qkv.float()
     turned = torch.view_as_complex(wide[:, :, :2].unflatten(-1, (-1, 2))) * rotary.transpose(1, 2)[:, :, None]
@@ -119,6 +119,4 @@ def _think(
     memory[0, :, :, -n:] = turned[:, :, 1].transpose(1, 2)
     memory[1, :, :, -n:] = qkv[:, :, 2].transpose(1, 2)
     attended = F.scaled_dot_product_attention(turned[:, :, 0].transpose(1, 2), memory[0], memory[1], attn_mask=mask)
-    x = x + block.attention_out(attended.transpose(1, 2).reshape(B, n, width))
-    x = x + block.mlp_out(F.gelu(block.mlp_in(block.mlp_norm(x))))
-    return x if block.mixing is None else block.mixing(x)
+    return block.finished(x, attended)

@@ -64,7 +64,7 @@ class TracedFrame:
         return both[0], both[1]
 
     def _think(self, block: Block, x: Tensor, layer: int, first: int, last: int) -> Tensor:
-        B, n, width = x.shape
+        B, n, _ = x.shape
         qkv = block.qkv(block.attention_norm(x)).view(B, n, 3, -1, block.head_dim).permute(2, 0, 3, 1, 4)
         cos, sin = self._cos[:, None, first:last], self._sin[:, None, first:last]
         query, key = _turned(qkv[0], cos, sin), _turned(qkv[1], cos, sin)
@@ -79,10 +79,7 @@ class TracedFrame:
         scores = torch.cat((query @ past[0].transpose(-1, -2) + self._bias, inside), dim=-1)
         weights = scores.softmax(-1)
         before, now = weights.split((past[0].shape[2], last), dim=-1)
-        attended = before @ past[1] + now @ own[1]
-        x = x + block.attention_out(attended.transpose(1, 2).reshape(B, n, width))
-        x = x + block.mlp_out(F.gelu(block.mlp_in(block.mlp_norm(x))))
-        return x if block.mixing is None else block.mixing(x)
+        return block.finished(x, before @ past[1] + now @ own[1])
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
