@@ -8,7 +8,7 @@ import torch
 from builders import randomize
 from naive_flow import naive_rotate
 
-from worldflow.attention import Block, KeyValue, RMSNorm, RotaryPositions, Transformer, frame_mask, rotate
+from worldflow.attention import Band, Block, KeyValue, RMSNorm, RotaryPositions, Transformer, frame_mask, rotate
 
 
 def test_rotary_positions_turn_consecutive_pairs() -> None:
@@ -88,6 +88,40 @@ def test_frame_mask_equals_its_definition(is_causal_inside: bool, window: int, c
                 if k == q and is_causal_inside:
                     visible = visible and key % slots <= query % slots
                 assert bool(mask[row, 0, query, key]) == visible
+
+
+@pytest.mark.parametrize("is_causal_inside", [True, False])
+@pytest.mark.parametrize(("frames", "window"), [(5, 3), (9, 3), (25, 6), (7, 2)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_band_attends_as_its_mask_does(frames: int, window: int, is_causal_inside: bool, dtype: torch.dtype) -> None:
+    slots = 3
+    net = Transformer(32, 2, head_dim=16).to(dtype)
+    randomize(net)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, frames * slots, 32, generator=generator, dtype=torch.float64).to(dtype)
+    band = Band.of(frames, slots, window=window, is_causal_inside=is_causal_inside)
+    assert band is not None
+    outputs, gradients = [], []
+    for mask in (band, frame_mask(frames, slots, window=window, is_causal_inside=is_causal_inside)):
+        y = x.clone().requires_grad_()
+        out, _ = net(y, None, mask=mask)
+        out.square().sum().backward()
+        assert y.grad is not None
+        outputs.append(out.detach())
+        gradients.append(y.grad)
+    close = {"rtol": 0, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 0.05, "atol": 0.05}
+    for found, expected in (outputs, gradients):
+        torch.testing.assert_close(found / expected.std(), expected / expected.std(), **close)
+
+
+def test_a_band_does_not_grow_with_the_square_of_the_frames_and_is_none_where_it_saves_nothing() -> None:
+    def scores(frames: int) -> int:
+        band = Band.of(frames, 2, window=4)
+        assert band is not None
+        return band.mask.numel()
+
+    assert scores(300) == 10 * scores(30)
+    assert Band.of(6, 2, window=4) is None and Band.of(50, 2, window=1) is None
 
 
 def test_root_mean_square_norm() -> None:

@@ -32,6 +32,29 @@ def test_takes_the_steps_of_torchs_muon() -> None:
         assert float((p - q).norm().detach()) < 0.01 * moved
 
 
+def test_blocks_of_rows_are_matrices_of_their_own() -> None:
+    whole = nn.Parameter(matrices((24, 16))[0])
+    parts = [nn.Parameter(part.clone()) for part in whole.detach().split(8)]
+    other = nn.Parameter(matrices((8, 16), seed=1)[0])
+    blocks = Muon([{"params": [whole], "rows": 8}, {"params": [other], "lr": 0.01}], lr=0.05, weight_decay=0.1)
+    apart = Muon(parts, lr=0.05, weight_decay=0.1)
+    before = other.detach().clone()
+    for step in range(3):
+        whole.grad = matrices((24, 16), seed=step + 2)[0]
+        other.grad = matrices((8, 16), seed=step + 9)[0]
+        for part, gradient in zip(parts, whole.grad.split(8), strict=True):
+            part.grad = gradient.clone()
+        blocks.step()
+        apart.step()
+    torch.testing.assert_close(whole.detach(), torch.cat([part.detach() for part in parts]), rtol=0, atol=1e-6)
+    assert 0 < (other.detach() - before).abs().max() < 0.1
+
+
+def test_refuses_blocks_that_do_not_fill_a_matrix() -> None:
+    with pytest.raises(ValueError, match="a matrix of 10 rows cannot be cut into blocks of 4"):
+        Muon([{"params": [nn.Parameter(torch.zeros(10, 3))], "rows": 4}], lr=0.1)
+
+
 @pytest.mark.parametrize("shape", [(3, 40), (40, 3), (16, 16)])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_singular_values_end_near_one_whatever_the_scale(shape: tuple[int, int], scale: float) -> None:

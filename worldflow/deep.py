@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldflow.attention import KeyValue, RotaryPositions, Transformer, frame_mask
+from worldflow.attention import Band, KeyValue, RotaryPositions, Transformer, frame_mask
 from worldflow.autoregressive import affine_parameters, cell_positions, word_positions
 from worldflow.jacobi import AffineConditional
 
@@ -124,13 +124,7 @@ class FrameTransformer(nn.Module):
 
         In front of all of them are `words` slots of text, which every slot sees.
         """
-        time = torch.arange(num_frames, device=device, dtype=torch.float64)[None]
-        if count is not None:
-            time = time + count[:, None]
-        grid = self.positions.to(torch.float64)
-        positions = grid.expand(*time.shape, *grid.shape).clone()
-        positions[..., 2] = time[..., None]
-        rotary = self.rotary(positions.flatten(1, 2), dtype=dtype)
+        rotary = self._rotations(num_frames, count, device=device, dtype=dtype)
         mask = frame_mask(
             num_frames,
             self.slots,
@@ -141,6 +135,17 @@ class FrameTransformer(nn.Module):
             device=device,
         )
         return rotary, F.pad(mask, (words, 0), value=True)
+
+    def _rotations(
+        self, num_frames: int, count: Int64[Tensor, " batch"] | None, *, device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
+        time = torch.arange(num_frames, device=device, dtype=torch.float64)[None]
+        if count is not None:
+            time = time + count[:, None]
+        grid = self.positions.to(torch.float64)
+        positions = grid.expand(*time.shape, *grid.shape).clone()
+        positions[..., 2] = time[..., None]
+        return self.rotary(positions.flatten(1, 2), dtype=dtype)
 
     def rotation(self, count: Int64[Tensor, " batch"], *, dtype: torch.dtype) -> Tensor:
         """Rotations of the slots of the frame that follows `count` frames, complex `(batch, slot, head_dim / 2)`."""
@@ -167,8 +172,16 @@ class FrameTransformer(nn.Module):
             past: Text, and behind it the rolling cache of the frames before where `count` is given.
             count: How many frames each row has seen before; None at the start of a sequence, without a cache.
         """
-        words = 0 if past is None else past.num_slots - (0 if count is None else self.cached)
-        rotary, mask = self.prepare(x.shape[1], count=count, words=words, device=x.device, dtype=x.dtype)
+        T, options = x.shape[1], {"device": x.device, "dtype": x.dtype}
+        band = None
+        if past is None and count is None:
+            inside = self.is_causal_inside
+            band = Band.of(T, self.slots, window=self.window, is_causal_inside=inside, device=x.device)
+        if band is not None:
+            rotary, mask = self._rotations(T, None, **options), band
+        else:
+            words = 0 if past is None else past.num_slots - (0 if count is None else self.cached)
+            rotary, mask = self.prepare(T, count=count, words=words, **options)
         hidden, new = self.transformer(x.flatten(1, 2), rotary, mask=mask, past=past)
         return hidden.unflatten(1, (-1, self.slots)), new
 

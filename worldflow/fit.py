@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from worldflow.attention import Mixing
 from worldflow.muon import Muon, has_bfloat16
 from worldflow.threads import ThreadChoice
 
@@ -199,7 +201,11 @@ def _optimizers(module: nn.Module, *, learning_rate: float, weight_decay: float)
     AdamW at three times this rate, its best of two.
     """
     wanted = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in wanted if p.dim() == 2 and ".blocks." in name]
+    slot_rows = {p: m.norm.weight.numel() for m in module.modules() if isinstance(m, Mixing) for p in m.parameters()}
+    matrices = defaultdict(list)
+    for name, p in wanted:
+        if p.dim() == 2 and ".blocks." in name:
+            matrices[slot_rows.get(p)].append(p)
     others = [p for name, p in wanted if p.dim() != 2 or ".blocks." not in name]
     adamw = torch.optim.AdamW(
         [
@@ -212,7 +218,8 @@ def _optimizers(module: nn.Module, *, learning_rate: float, weight_decay: float)
     )
     optimizers: list[torch.optim.Optimizer] = [adamw]
     if matrices:
-        optimizers.append(Muon(matrices, lr=MUON_RATE * learning_rate, weight_decay=weight_decay))
+        parts = [{"params": parameters, "rows": rows} for rows, parameters in matrices.items()]
+        optimizers.append(Muon(parts, lr=MUON_RATE * learning_rate, weight_decay=weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
