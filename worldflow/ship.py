@@ -74,7 +74,7 @@ RECIPES: Mapping[str, WorldRecipe] = {
         env_id="worldflow/InvertedPendulum-v0",
         policy="worldflow.envs.policies:PendulumSwayer",
         episodes=400,
-        train=TrainConfig(preset="tiny", batch=64, minutes=15.0),
+        train=TrainConfig(preset="tiny", batch=64, minutes=20.0),
         baseline_minutes=20.0,
     ),
     "Reacher": WorldRecipe(
