@@ -16,6 +16,7 @@ import torch
 
 from worldflow.atomic import replacing
 from worldflow.data import Dataset
+from worldflow.muon import has_bfloat16
 from worldflow.randomness import normal, uniform
 from worldflow.symmetry import transformed
 
@@ -216,7 +217,9 @@ def encode_dataset(
                 if is_last or sum(map(len, waiting)) >= chunk:
                     frames = transformed(torch.from_numpy(np.concatenate(waiting)).to(device), element)
                     x = codec.encode(frames, chunk=chunk)
-                    both = torch.stack((x, redrawn(codec, x, generator=generator, chunk=chunk)), dim=1)
+                    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device)):
+                        shown = redrawn(codec, x, generator=generator, chunk=chunk)  # noisy in any case
+                    both = torch.stack((x, shown.float()), dim=1)
                     file.write(both.float().cpu().numpy().tobytes())
                     done += len(frames)
                     waiting = []
