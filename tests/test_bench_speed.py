@@ -9,7 +9,9 @@ import pytest
 import torch
 from builders import tiny_world, write_dataset
 
-from worldflow.bench_speed import as_table, data_speed, report, sample_speed, step_speed, train_speed
+from worldflow.bench_report import as_table, report
+from worldflow.bench_speed import sample_speed, step_speed
+from worldflow.bench_train import data_speed, train_speed
 from worldflow.checkpoint import save
 from worldflow.cli import main
 from worldflow.data import Dataset

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 from tyro.conf import Positional, arg
 
-from worldflow.bench_speed import opened, report
+from worldflow.bench_report import measured_world, report
 from worldflow.monitor import Monitor
 from worldflow.recipes import Preset
 from worldflow.score import score
@@ -82,7 +82,7 @@ class ScoreBench:
 
     def __call__(self) -> None:
         """Measure and print."""
-        world = opened(self.run, self.preset)
+        world = measured_world(self.run, self.preset)
         rows = score_speed(world, lengths=self.lengths, seconds=self.seconds, num_draws=self.draws)
         report(rows, out=self.out, device=world.device, title="score")
 

@@ -30,8 +30,9 @@ from worldflow.agents.dream_command import DreamCommand
 from worldflow.agents.improve_command import ImproveCommand
 from worldflow.bench import DensityBench
 from worldflow.bench_score import ScoreBench
-from worldflow.bench_speed import DataBench, SampleBench, StepBench, TrainBench
+from worldflow.bench_speed import SampleBench, StepBench
 from worldflow.bench_states import StatesBench
+from worldflow.bench_train import DataBench, TrainBench
 from worldflow.checkpoint import load
 from worldflow.data import Dataset
 from worldflow.demo import DemoConfig, demo

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from worldflow.actions import ActionEncoder
 from worldflow.codec import build_codec
-from worldflow.compiled import CompiledSteps, compiled_step
+from worldflow.compiled import CompiledStep, CompiledSteps, compiled_step
 from worldflow.denoiser import Denoiser
 from worldflow.draw import draw_frame
 from worldflow.flow import DrawnFrame, Guidance, VideoFlow
@@ -266,7 +266,7 @@ class WorldModel(nn.Module):
         z = normal(shape, generator, device=self.device, dtype=self.dtype)
         chances = uniform((B, 4), generator, device=self.device, dtype=self.dtype)
         features, z = self.encode_actions(action), temperature * z
-        fast = self._compiled.fitting(B) if guidance is None and method == "jacobi" else None
+        fast = self.compiled(B) if guidance is None and method == "jacobi" else None
         if fast is not None:
             transition, state = fast(state, features.to(z.dtype), z, chances)
             if not (decode or self.config.flow.has_shown):
@@ -333,6 +333,10 @@ class WorldModel(nn.Module):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if batch_size not in self._compiled:
             self._compiled[batch_size] = compiled_step(self, batch_size, progress=progress)
+
+    def compiled(self, batch_size: int) -> CompiledStep | None:
+        """The compiled step that batches of `batch_size` rows take, if one does (`compile_step`)."""
+        return self._compiled.fitting(batch_size)
 
     @torch.no_grad()
     def imagine(

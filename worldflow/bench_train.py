@@ -1,0 +1,195 @@
+"""How fast worlds are trained and recordings read: `worldflow bench train | data`.
+
+train   training steps of the flow, against a plain loop of the same model in autocast with AdamW
+data    windows of recordings read from disk
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tyro.conf import Positional, arg
+
+from worldflow.bench_report import measured_world, report
+from worldflow.data import Dataset, gather
+from worldflow.fit import FLOW, fit
+from worldflow.index import sample_index
+from worldflow.latents import LatentBatch
+from worldflow.log import NoLog
+from worldflow.loss import flow_loss
+from worldflow.muon import has_bfloat16
+from worldflow.recipes import Preset, TrainConfig
+from worldflow.timing import count_flops, timed
+from worldflow.world import WorldModel
+
+__all__ = ["DataBench", "TrainBench", "data_speed", "train_speed"]
+
+
+def train_speed(
+    world: WorldModel, *, batch: int = 32, length: int = 24, seconds: float = 10.0, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Transitions a second of training steps, ours and a plain loop's, in turns.
+
+    Args:
+        world: What to train; it is copied.
+        batch: Clips of a step.
+        length: Transitions of a clip.
+        seconds: How long each is measured.
+        seed: Of the clips, which are noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    config = TrainConfig(batch=batch, length=length)
+    flow, data = world.config.flow, world.config.data
+    shape = (batch, length + 1, flow.num_tokens, flow.latent_dim)
+    x = torch.randn(shape, generator=generator)
+    actions = torch.zeros(
+        batch, length, *data.action.shape, dtype=torch.from_numpy(np.zeros(1, data.action.dtype)).dtype
+    )
+    clips = LatentBatch(
+        x=x,
+        shown=x,
+        actions=actions,
+        rewards=torch.zeros(batch, length),
+        terminated=torch.zeros(batch, length, dtype=torch.bool),
+        valid=torch.ones(batch, length, dtype=torch.bool),
+    ).to(world.device)
+    narrow = has_bfloat16(world.device)
+
+    def loss(model: WorldModel) -> Tensor:
+        return flow_loss(model, clips, generator=generator, config=config).total
+
+    models = [copy.deepcopy(world).train().requires_grad_(True) for _ in range(2)]
+    for model in models:
+        model.codec.eval().requires_grad_(False)
+    plain, ours = models
+    optimizer = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], lr=1e-4)
+
+    def plain_step() -> None:
+        with torch.autocast(world.device.type, dtype=torch.bfloat16):
+            value = loss(plain)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+
+    steps = max(3, round(seconds / max(timed(plain_step, seconds=0, warm_up=1, at_least=2).median, 1e-3)))
+
+    def our_steps() -> None:
+        fit(
+            ours,
+            lambda: (loss(ours), {FLOW.headline: torch.zeros(())}),
+            NoLog(),
+            stage=FLOW,
+            steps=steps,
+            minutes=None,
+            learning_rate=1e-4,
+            weight_decay=0.01,
+            clip_norm=1.0,
+            items=batch * length,
+            device=world.device,
+            start=None,
+            look=None,
+            look_every=1e9,
+            save=lambda _: None,
+            save_every=1e9,
+            progress=False,
+        )
+
+    theirs = timed(plain_step, seconds=seconds / 2, warm_up=0)
+    begin = time.perf_counter()
+    our_steps()
+    our_time = (time.perf_counter() - begin) / steps
+    again = timed(plain_step, seconds=seconds / 2, warm_up=0)
+    flops = count_flops(plain_step)
+    plain_time = (theirs.median + again.median) / 2
+    return [
+        {
+            "loop": name,
+            "transitions_per_second": batch * length / taken,
+            "milliseconds": 1e3 * taken,
+            "gflops": flops / taken / 1e9,
+            "bfloat16": is_narrow,
+        }
+        for name, taken, is_narrow in (("worldflow", our_time, narrow), ("plain autocast, AdamW", plain_time, True))
+    ]
+
+
+def data_speed(dataset: Dataset, *, batch: int = 32, length: int = 24, seconds: float = 3.0) -> list[dict[str, Any]]:
+    """Windows and frames a second that come from disk.
+
+    Args:
+        dataset: The data set.
+        batch: Windows in one go.
+        length: Transitions of a window.
+        seconds: How long to read.
+    """
+    generator = torch.Generator().manual_seed(0)
+    lengths = np.asarray(dataset.lengths, dtype=np.int64)
+
+    def read() -> None:
+        gather(
+            dataset,
+            sample_index(lengths, length, batch, generator=generator, episodes=dataset.episodes("train")),
+            length,
+        )
+
+    took = timed(read, seconds=seconds)
+    size = int(np.prod(dataset.spec.frame_shape))
+    frames = batch * (length + 1) / took.median
+    return [
+        {
+            "windows_per_second": batch / took.median,
+            "frames_per_second": frames,
+            "megabytes_per_second": frames * size / 1e6,
+        }
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBench:
+    """Transitions a second of the flow's training, beside a plain loop of the same model."""
+
+    run: Positional[Annotated[str, arg(metavar="RUN")]]
+    """Folder of the run, or the name of a world that ships: what to train."""
+    batch: int = 32
+    """Clips of a step."""
+    length: int = 24
+    """Transitions of a clip."""
+    preset: Preset | None = None
+    """Another size, with random weights, for the run's spaces."""
+    seconds: float = 10.0
+    """How long each loop is measured."""
+    out: str | None = None
+    """JSON file for the rows."""
+
+    def __call__(self) -> None:
+        """Measure and print."""
+        world = measured_world(self.run, self.preset)
+        rows = train_speed(world, batch=self.batch, length=self.length, seconds=self.seconds)
+        report(rows, out=self.out, device=world.device, title="train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataBench:
+    """Windows of recordings read from disk a second."""
+
+    dataset: Positional[Annotated[str, arg(metavar="DATASET")]]
+    """Folder of the data set."""
+    batch: int = 32
+    """Windows in one go."""
+    length: int = 24
+    """Transitions of a window."""
+    seconds: float = 3.0
+    """How long to read."""
+    out: str | None = None
+    """JSON file for the rows."""
+
+    def __call__(self) -> None:
+        """Measure and print."""
+        rows = data_speed(Dataset(self.dataset), batch=self.batch, length=self.length, seconds=self.seconds)
+        report(rows, out=self.out, device="cpu", title="data")
