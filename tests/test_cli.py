@@ -256,6 +256,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
         "demo": cli.DemoConfig,
         "images train": FitConfig,
         "bench states": worldflow.TrainConfig,
+        "bench recipe": worldflow.TrainConfig,
     }.get(name)
     names = {f.name for kind in (leaves()[name], config) if kind for f in fields(kind)} - {"config"}
     for part, kind in (("train", worldflow.TrainConfig), ("dream", DreamConfig)):
@@ -282,6 +283,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
         "bench drift": {"run", "dataset"},
         "bench denoise": {"run", "dataset"},
         "bench states": {"dataset"},
+        "bench recipe": {"dataset"},
         "images train": {"data"},
         "images sample": {"model"},
         "generate": {"run"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -62,3 +63,12 @@ BAD: dict[str, dict[str, Any]] = {
 def test_says_what_is_wrong(message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**BAD[message])
+
+
+def test_sizes_of_the_flow_can_be_given() -> None:
+    config = world_config(TrainConfig(), tiny_spec(), RewardSupport(), sizes={"deep_layers": 3, "window": 2})
+    usual = world_config(TrainConfig(), tiny_spec(), RewardSupport())
+    assert (config.flow.deep_layers, config.flow.window) == (3, 2)
+    assert config == replace(usual, flow=replace(usual.flow, deep_layers=3, window=2))
+    with pytest.raises(ValueError, match=r"a flow has no size 'deep_layer'.*deep_layers"):
+        world_config(TrainConfig(), tiny_spec(), RewardSupport(), sizes={"deep_layer": 3})

@@ -29,6 +29,7 @@ from worldflow.agents.compare_command import CompareCommand
 from worldflow.agents.dream_command import DreamCommand
 from worldflow.agents.improve_command import ImproveCommand
 from worldflow.bench import DensityBench
+from worldflow.bench_recipe import RecipeBench
 from worldflow.bench_score import ScoreBench
 from worldflow.bench_speed import SampleBench, StepBench
 from worldflow.bench_states import StatesBench
@@ -316,6 +317,7 @@ COMMANDS: dict[str, type | dict[str, type]] = {
         "denoise": DenoiseBench,
         "density": DensityBench,
         "states": StatesBench,
+        "recipe": RecipeBench,
     },
     "images": {"train": TrainImages, "sample": SampleImages},
 }

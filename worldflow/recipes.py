@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from worldflow.codec import CodecConfig
 from worldflow.denoiser import DenoiserConfig
 from worldflow.flow import FlowConfig
 from worldflow.heads import RewardSupport
+from worldflow.hints import did_you_mean
 from worldflow.symmetry import Symmetry
 from worldflow.types import DataSpec
 from worldflow.world import TextSpec, WorldConfig
@@ -144,9 +146,27 @@ class TrainConfig:
 
 
 def world_config(
-    train: TrainConfig, data: DataSpec, reward: RewardSupport, text: TextSpec | None = None
+    train: TrainConfig,
+    data: DataSpec,
+    reward: RewardSupport,
+    text: TextSpec | None = None,
+    *,
+    sizes: Mapping[str, Any] | None = None,
 ) -> WorldConfig:
-    """Sizes of a world for a data set, and for the texts that it reads."""
+    """Sizes of a world for a data set, and for the texts that it reads; `sizes` are the flow's own, by their names.
+
+    Raises:
+        ValueError: If the flow has no such size, or it cannot have this value.
+    """
+    names = [f.name for f in fields(FlowConfig)]
+    for name in sizes or {}:
+        if name not in names:
+            raise ValueError(f"a flow has no size {name!r}{did_you_mean(name, names)}")
+    config = _preset_config(train, data, reward, text)
+    return replace(config, flow=replace(config.flow, **(sizes or {})))
+
+
+def _preset_config(train: TrainConfig, data: DataSpec, reward: RewardSupport, text: TextSpec | None) -> WorldConfig:
     sizes: dict[Preset, dict[str, Any]] = {
         "tiny": {
             "shallow_layers": (),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +49,7 @@ def train(
     out: str | os.PathLike[str],
     config: TrainConfig | None = None,
     resume: bool = False,
+    sizes: Mapping[str, Any] | None = None,
     progress: bool = True,
     clock: Callable[[], float] = time.monotonic,
     **options: Any,
@@ -60,6 +61,7 @@ def train(
         out: The run's folder: weights, log, pictures and what `resume` needs.
         config: How to train; or give its fields by name.
         resume: Go on from what an earlier call left in `out`.
+        sizes: Of the flow, in place of the preset's, by the names of `worldflow.flow.FlowConfig`.
         progress: Show progress bars.
         clock: Tells seconds, from any beginning; `minutes` are counted by it.
         options: Fields of `TrainConfig`.
@@ -94,7 +96,15 @@ def train(
     config.check(dataset.spec)
     folder.mkdir(parents=True, exist_ok=True)
 
-    run = _Run(folder=folder, dataset=dataset, config=config, device=device, progress=progress, clock=clock)
+    run = _Run(
+        folder=folder,
+        dataset=dataset,
+        config=config,
+        sizes=sizes,
+        device=device,
+        progress=progress,
+        clock=clock,
+    )
     with TrainLog(folder, is_resumed=resume) as log:
         return run(log, is_resumed=resume)
 
@@ -133,10 +143,12 @@ class _Run:
         folder: Path,
         dataset: Dataset,
         config: TrainConfig,
+        sizes: Mapping[str, Any] | None,
         device: torch.device,
         progress: bool,
         clock: Callable[[], float],
     ) -> None:
+        self.sizes = sizes
         self.folder, self.dataset, self.config, self.device, self.progress = folder, dataset, config, device, progress
         self.clock = clock
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -198,7 +210,7 @@ class _Run:
         outcomes = [self.dataset.outcomes(int(i)) for i in self.dataset.episodes("train")]
         support = RewardSupport.of([rewards for _, rewards in outcomes])
         text = None if captions is None else captions.spec
-        world = WorldModel(world_config(self.config, self.dataset.spec, support, text))
+        world = WorldModel(world_config(self.config, self.dataset.spec, support, text, sizes=self.sizes))
         if captions is not None:
             assert world.nothing is not None
             world.nothing.copy_(captions.nothing)
