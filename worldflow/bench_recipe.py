@@ -248,7 +248,7 @@ class RecipeBench:
     samples: int = 4
     """Futures to imagine of each clip."""
     horizon: int = 16
-    """Steps ahead."""
+    """Steps to imagine ahead."""
     config: OmitArgPrefixes[TrainConfig] = field(
         default_factory=lambda: TrainConfig(
             preset="tiny", minutes=8.0, codec_share=0.375, batch=32, length=24, weight_decay=0.1
