@@ -20,9 +20,10 @@ from worldflow.data import Dataset
 @pytest.mark.parametrize("shown", [False, True])
 def test_drawing_costs_some_scorings_and_errs_by_less_than_the_tolerance(shown: bool) -> None:
     rows = sample_speed(tiny_world(shown=shown), batches=(1, 3), tolerances=(1e-1, 1e-6), seconds=0.0)
-    assert [row["batch"] for row in rows] == [1] * 4 + [3] * 4
+    assert [row["batch"] for row in rows] == [1] * 5 + [3] * 5
     for B in (1, 3):
-        score, sequential, loose, tight = (row for row in rows if row["batch"] == B)
+        score, followed, sequential, loose, tight = (row for row in rows if row["batch"] == B)
+        assert followed["error"] < 1e-5 and followed["cost"] == followed["milliseconds"] / score["milliseconds"]
         assert score["cost"] == 1 and sequential["error"] == 0 and sequential["calls"] == 5
         assert loose["calls"] < tight["calls"] <= 5
         assert tight["error"] < 1e-4 and tight["error"] <= loose["error"]
