@@ -83,7 +83,7 @@ RECIPES: Mapping[str, WorldRecipe] = {
         policy="smooth",
         episodes=1000,
         random_fraction=0.1,
-        train=TrainConfig(preset="tiny", batch=32, length=24, minutes=60.0, weight_decay=0.1, symmetry="square"),
+        train=TrainConfig(preset="tiny", batch=16, length=24, minutes=60.0, weight_decay=0.1, symmetry="square"),
         baseline_minutes=8.0,
     ),
     "HalfCheetah": WorldRecipe(
