@@ -251,7 +251,7 @@ class RecipeBench:
     """Steps to imagine ahead."""
     config: OmitArgPrefixes[TrainConfig] = field(
         default_factory=lambda: TrainConfig(
-            preset="tiny", minutes=8.0, codec_share=0.375, batch=32, length=24, weight_decay=0.1
+            preset="tiny", minutes=8.0, codec_share=0.375, batch=16, length=24, weight_decay=0.1
         )
     )
     """The recipe; its minutes are CPU minutes of codec and flow together."""
