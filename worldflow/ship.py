@@ -74,7 +74,7 @@ RECIPES: Mapping[str, WorldRecipe] = {
         env_id="worldflow/InvertedPendulum-v0",
         policy="worldflow.envs.policies:PendulumSwayer",
         episodes=400,
-        train=TrainConfig(preset="tiny", batch=64, minutes=20.0),
+        train=TrainConfig(preset="tiny", batch=64, minutes=15.0),
         baseline_minutes=20.0,
     ),
     "Reacher": WorldRecipe(
@@ -94,7 +94,7 @@ RECIPES: Mapping[str, WorldRecipe] = {
         max_steps=200,
         random_fraction=0.1,
         train=TrainConfig(preset="tiny", batch=32, length=24, minutes=60.0, weight_decay=0.1),
-        baseline_minutes=20.0,
+        baseline_minutes=60.0,
     ),
 }
 """The worlds that ship, by name; each is recorded in at most `MAX_TRANSITIONS` steps."""
