@@ -265,6 +265,7 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
     explained = dict(re.findall(r"\n\W+--(\w\S*) (?:[A-Z]+ |{\S+ |\[.*?\]\] )?\s*(\w[^(]*)", out))
     positional = {
         "collect": {"env_id"},
+        "import": {"source"},
         "train": {"dataset"},
         "score": {"run", "dataset"},
         "plan": {"run"},
@@ -298,7 +299,10 @@ def test_help_explains_every_option(name: str, run: Run) -> None:
     ("words", "part"),
     [
         ("trian data", "unknown command 'trian'; did you mean 'train'?"),
-        ("zzz", "the commands are collect, train, generate, evaluate, score, plan, dream, compare, improve, ship"),
+        (
+            "zzz",
+            "the commands are collect, import, train, generate, evaluate, score, plan, dream, compare, improve, ship",
+        ),
     ],
 )
 def test_unknown_commands(words: str, part: str, run: Run) -> None:

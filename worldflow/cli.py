@@ -41,6 +41,7 @@ from worldflow.evaluate_command import Evaluate
 from worldflow.generate import edit, generate, read_frames
 from worldflow.hints import did_you_mean
 from worldflow.image_commands import SampleImages, TrainImages
+from worldflow.import_command import ImportCommand
 from worldflow.log import read_log
 from worldflow.long_video import DriftBench
 from worldflow.recipes import TrainConfig
@@ -297,6 +298,7 @@ class Ship:
 
 COMMANDS: dict[str, type | dict[str, type]] = {
     "collect": Collect,
+    "import": ImportCommand,
     "train": Train,
     "generate": Generate,
     "evaluate": Evaluate,

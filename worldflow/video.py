@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +34,7 @@ __all__ = [
     "difference",
     "encode_video",
     "film_strip",
+    "frames_from",
     "read_video",
     "save_png",
     "to_data_uri",
@@ -143,6 +144,44 @@ def read_video(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "time row colu
     if not frames:
         raise ValueError(f"{path} holds no frame; write it again")
     return np.stack(frames)
+
+
+def frames_from(
+    path: str | os.PathLike[str], *, second: float, count: int, fps: float
+) -> Iterator[UInt8[np.ndarray, "row column 3"]]:
+    """Read some frames of a video, one after the other, from a moment on.
+
+    Args:
+        path: The file.
+        second: When the first of them is shown; the nearest frame is taken.
+        count: How many.
+        fps: Frames a second.
+
+    Yields:
+        `uint8 (row, column, 3)`.
+
+    Raises:
+        ValueError: If there is no such video, it is damaged, or ends too early.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"no video at {path}; fetch the recording again")
+    found = 0
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            base = float(stream.time_base or Fraction(1))
+            if second > 0:  # to the key frame before it: what lies between is decoded, too
+                container.seek(int(second / base), stream=stream, backward=True)
+            for frame in container.decode(stream):
+                if found == count:
+                    break
+                if float(frame.pts or 0) * base > second - 0.5 / fps:
+                    found += 1
+                    yield frame.to_ndarray(format="rgb24")
+    except (av.error.FFmpegError, IndexError) as error:
+        raise ValueError(f"{path} is not a readable video ({error}); fetch the recording again") from error
+    if found < count:
+        raise ValueError(f"{path} has {found} frames from second {second:g} on, {count} are needed")
 
 
 def upscale(frames: ArrayLike | torch.Tensor, factor: int) -> UInt8[np.ndarray, "... row column channel"]:
