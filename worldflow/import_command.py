@@ -27,9 +27,9 @@ class ImportCommand:
     """What the actions are called, where not as usual; of a csv, what their columns begin with."""
     size: int | None = None
     """Rows and columns that pictures are brought to, the middle square of each; by default they stay as they are."""
-    low: tuple[float, ...] | None = None
+    low: tuple[float, ...] = ()
     """Least values of an action, one or one for each number; by default the least recorded."""
-    high: tuple[float, ...] | None = None
+    high: tuple[float, ...] = ()
     """Greatest values of an action, likewise; by default the greatest recorded."""
     episodes: int | None = None
     """Import the first so many only."""
@@ -53,8 +53,8 @@ class ImportCommand:
             frames=self.frames,
             actions=self.actions,
             size=self.size,
-            low=self.low,
-            high=self.high,
+            low=self.low or None,
+            high=self.high or None,
             episodes=self.episodes,
             on_existing="append" if self.append else "overwrite" if self.overwrite else "error",
         )
