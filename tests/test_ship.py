@@ -131,6 +131,15 @@ def test_too_large_a_world_does_not_ship(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with pytest.raises(ValueError, match=r"takes \d+ bytes beside 0 of the others .* may take 1000; choose"):
         ship("Quick", dataset=data, run=run, progress=False)
     assert not Path("package").exists()
+    other = Path("package/Other/world.json")
+    other.parent.mkdir(parents=True)
+    other.write_bytes(bytes(900_000))
+    monkeypatch.setattr(module, "RECIPES", {"Quick": RECIPE, "Other": RECIPE})
+    monkeypatch.setattr(module, "MAX_BYTES", 1_000_000)
+    with pytest.raises(ValueError, match="beside 900000 of the others"):
+        ship("Quick", dataset=data, run=run, progress=False)
+    other.unlink()
+    ship("Quick", dataset=data, run=run, progress=False)
 
 
 def test_a_long_report_stays_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -252,8 +252,8 @@ def _installed(world: Path, folder: Path) -> Path:
     others = sum(
         path.stat().st_size
         for name in RECIPES
-        if package_folder() / name != folder
-        for path in (package_folder() / name).glob("*")
+        if folder.parent / name != folder
+        for path in (folder.parent / name).glob("*")
     )
     if (size := sum(sizes.values())) + others > MAX_BYTES:
         raise ValueError(
