@@ -89,6 +89,7 @@ def tiny_flow(
     text_dim: int = 0,
     position_base: int | None = None,
     has_time_axis: bool = True,
+    vector_dim: int = 0,
     width: int = 32,
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
@@ -114,6 +115,7 @@ def tiny_flow(
         text_dim=text_dim,
         position_base=position_base,
         has_time_axis=has_time_axis,
+        vector_dim=vector_dim,
     )
     flow = VideoFlow(config).to(dtype)
     randomize(flow, seed=seed, scale=scale)
