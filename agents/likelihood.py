@@ -11,6 +11,7 @@ from torch import Tensor
 
 from worldflow.agents.objectives import Rollout, Term
 from worldflow.agents.rollout import check_count
+from worldflow.frames import as_tensors
 from worldflow.state import WorldState
 from worldflow.world import WorldModel
 
@@ -63,9 +64,9 @@ class GoalLikelihood(Term):
         check_count("num_draws", self.num_draws)
         if self.when not in ("last", "mean", "best"):
             raise ValueError(f"when must be 'last', 'mean' or 'best', got {self.when!r}")
-        frames = torch.as_tensor(self.frames)
-        expected = ("goal", *self.world.config.data.frame_shape)
-        if frames.dim() != len(expected) or len(frames) == 0:
+        frames, data = as_tensors(self.frames), self.world.config.data
+        expected = ("goal", *(() if data.parts else data.frame_shape))
+        if frames.ndim != len(expected) or len(frames) == 0:
             raise ValueError(f"goal frames must have shape {expected}, at least one, got {tuple(frames.shape)}")
         codes = self.world.codes(frames)
         generator = torch.Generator().manual_seed(self.seed)

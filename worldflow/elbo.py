@@ -112,6 +112,7 @@ def elbo(
     """
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
+    num_values = math.prod(world.config.data.image_shape)  # says so, where there are no pictures alone
     if std is None:
         if world.contexts is None:
             raise ValueError("this world stores no pasts to tell std by: give std, see worldflow.elbo.pixel_std")
@@ -131,7 +132,7 @@ def elbo(
         pixels=pixels / draws,
         latents=latents / draws,
         entropy=noise_entropy(world),
-        num_values=math.prod(world.config.data.image_shape),
+        num_values=num_values,
         pixel_std=std,
     )
 

@@ -50,18 +50,25 @@ class WorldConfig:
     """What takes the codes' noise off videos, or None."""
 
     def __post_init__(self) -> None:
-        if self.codec.grid != self.flow.grid or self.codec.token_dim != self.flow.latent_dim:
+        gives = (self.codec.grid, self.codec.token_dim, self.codec.vector_dim)
+        takes = (self.flow.grid, self.flow.latent_dim, self.flow.vector_dim)
+        if gives != takes:
             raise ValueError(
-                f"the codec gives {self.codec.grid} tokens of {self.codec.token_dim} channels, "
-                f"the flow takes {self.flow.grid} of {self.flow.latent_dim}"
+                f"the codec gives {gives[0]} tokens of {gives[1]} channels and {gives[2]} numbers beside them, "
+                f"the flow takes {takes[0]} of {takes[1]} and {takes[2]}"
             )
+        if self.codec.parts != self.data.parts:
+            raise ValueError(f"the codec is for {self.codec.parts}, the data are {self.data.parts}")
         if self.flow.text_dim != (0 if self.text is None else self.text.dim):
             raise ValueError(f"the flow reads text of {self.flow.text_dim} channels, the world's text is {self.text}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contexts:
-    """Short recorded pasts to start from: a bank that travels with the weights."""
+    """Short recorded pasts to start from: a bank that travels with the weights.
+
+    Frames may be `worldflow.frames.Frames`, as in all that travels.
+    """
 
     frames: UInt8[Tensor, "clip past+1 row column channel"]
     actions: Shaped[Tensor, "clip past *action"]
