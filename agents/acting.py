@@ -61,7 +61,7 @@ def observe(
     Raises:
         ValueError, TypeError: If shapes or types are wrong.
     """
-    codes = world.codes(torch.as_tensor(frame)[:, None])
+    codes = world.codes(as_tensors(frame)[:, None])
     x = world.with_noise(codes, generator=generator)
     features = world.encode_actions(torch.as_tensor(action)[:, None]).to(x.dtype)
     after = world.flow(x, features, shown=codes if world.config.flow.has_shown else None, state=state).state

@@ -87,7 +87,7 @@ def test_takes_episodes_of_others_and_refuses_what_is_not_finite(dataset: Datase
     theirs.observations["motion"][3, 1] = math.nan
     with pytest.raises(ValueError, match="observations must be finite"):
         as_episode(theirs)
-    theirs.observations["motion"] = theirs.observations["motion"].astype(np.int64)
+    theirs.observations["motion"] = np.zeros((10, 4), np.int64)
     with pytest.raises(ValueError, match=r"observations of an episode \('motion'\) must be"):
         as_episode(theirs)
 
@@ -141,21 +141,23 @@ def test_says_what_is_damaged(tmp_path: Path) -> None:
 
 def test_records_a_pixel_task_with_its_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, task = str(tmp_path / "data"), "worldflow/InvertedPendulum-v0"
-    record = ["collect", task, "--out", data, "--episodes", "3", "--max-steps", "4", "--size", "16"]
+    record = ["collect", task, "--out", data, "--episodes", "3", "--max-steps", "8", "--size", "16"]
     assert main([*record, "--observation", "dict", "--json"]) == 0
     assert '"vectors": {"state": 4}' in " ".join(capsys.readouterr().out.split())
     dataset = Dataset(data)
     episode = dataset.episode(0)
     assert set(episode.frames.keys()) == {"pixels", "state"}  # pyright: ignore[reportAttributeAccessIssue]
     np.testing.assert_allclose(episode.frames["state"], np.asarray(episode.infos["state"]), rtol=1e-6)
-    options = ["--preset", "tiny", "--steps", "2", "--codec-steps", "2", "--length", "3", "--batch", "2"]
+    options = ["--preset", "tiny", "--steps", "1", "--codec-steps", "1", "--length", "3", "--batch", "2"]
     assert main(["train", data, "--out", str(tmp_path / "run"), *options]) == 0
     assert (tmp_path / "run" / "imagined.png").exists()
-    env = LearnedEnv(str(tmp_path / "run"), real_env=task, real_steps=1, render_mode="rgb_array")
-    assert env.observation_space == make_env(task, observed="dict", size=16).observation_space
+    real = make_env(task, observed="dict", env_kwargs={"size": 16})
+    env = LearnedEnv(str(tmp_path / "run"), real_env=real, real_steps=1, render_mode="rgb_array")
+    assert env.observation_space == real.observation_space
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)
-    assert main(["plan", str(tmp_path / "run"), *["--planner", "random", "--episodes", "1", "--max-steps", "2"]]) == 0
+    small = ["--planner", "random", "--candidates", "4", "--horizon", "2"]
+    assert main(["plan", str(tmp_path / "run"), "--episodes", "1", "--max-steps", "2", *small]) == 0
     assert main(["dream", str(tmp_path / "run"), "--out", str(tmp_path / "agent.zip")]) == 1
     assert "this needs pictures alone" in capsys.readouterr().err
 
@@ -163,7 +165,7 @@ def test_records_a_pixel_task_with_its_state(tmp_path: Path, capsys: pytest.Capt
 def test_learns_a_dot_that_is_pushed(tmp_path: Path) -> None:
     recording = {"policy": "smooth", "observation": "dict", "progress": False, "max_steps": 30}
     dataset = Dataset(collect(DotEnv(), out=tmp_path / "data", episodes=8, **recording))
-    options: dict[str, Any] = {"codec_steps": 20, "steps": 60, "batch": 8, "length": 4}
+    options: dict[str, Any] = {"codec_steps": 4, "steps": 60, "batch": 8, "length": 4}
     world = train(dataset, out=tmp_path / "run", preset="tiny", progress=False, **options)
     clip = next(iter(windows(dataset, 4, batch_size=16, split="held_out")))
     codes = world.codes(clip.frames)
@@ -175,8 +177,7 @@ def test_learns_a_dot_that_is_pushed(tmp_path: Path) -> None:
     dream = world.imagine(clip.frames[:, :3], clip.actions[:, :2], clip.actions[:, 2:], num_samples=2)
     assert isinstance(dream.frames, Frames) and dream.frames.shape == (2, 16, 2)
     assert dream.frames["pixels"].dtype == torch.uint8 and dream.frames["motion"].dtype == torch.float32
-    again = load(tmp_path / "run")
-    torch.testing.assert_close(again.codes(clip.frames), codes, rtol=0, atol=0)
+    torch.testing.assert_close(load(tmp_path / "run").codes(clip.frames), codes)
     report = rollout_report(world, dataset, horizon=2, num_clips=4)
     assert report.model.value.shape == (2,)
 
@@ -379,4 +380,4 @@ def test_what_needs_pictures_alone_says_so(dataset: Dataset, tmp_path: Path) -> 
 
 
 def test_worlds_of_one_array_keep_their_fingerprint() -> None:
-    assert world_fingerprint(tiny_world(numbers=3)) == "FINGERPRINT"
+    assert world_fingerprint(tiny_world(numbers=3)) == "e8309a6c2f4a54b2"
