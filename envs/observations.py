@@ -42,7 +42,9 @@ class Observer:
         recorded, latent = _recorded_space(data.observation_space), token_space(episodes.world)
         self._is_dict = isinstance(recorded, gym.spaces.Dict)
         name = "vector" if data.is_vector else "pixels"
-        self._recorded: dict[str, Any] = dict(recorded.spaces) if self._is_dict else {name: recorded}
+        self._recorded: dict[str, Any] = {name: recorded}
+        if isinstance(recorded, gym.spaces.Dict):
+            self._recorded = dict(recorded.spaces)
         if self._kind == "dict" and "latent" in self._recorded:
             raise ValueError(
                 "the recorded observations have a part named 'latent' themselves: observe 'pixels', as they are"

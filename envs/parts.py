@@ -14,7 +14,7 @@ from worldflow.envs.tasks import PixelObservation, PixelTaskEnv
 __all__ = ["PixelsAndState"]
 
 
-class PixelsAndState(gym.Wrapper[dict[str, np.ndarray], Any, Any, Any], RecordConstructorArgs):
+class PixelsAndState(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Observes `{"pixels": picture, "state": vector}` of an environment that keeps its vector in `info["state"]`.
 
     Args:
@@ -48,8 +48,7 @@ class PixelsAndState(gym.Wrapper[dict[str, np.ndarray], Any, Any, Any], RecordCo
         return self._observed(picture, info), float(reward), terminated, truncated, info
 
     def _observed(self, picture: np.ndarray, info: dict[str, Any]) -> dict[str, np.ndarray]:
-        space = self.observation_space["state"]  # pyright: ignore[reportIndexIssue]
-        return {"pixels": picture, "state": np.asarray(info["state"], space.dtype)}
+        return {"pixels": picture, "state": np.asarray(info["state"], self.observation_space["state"].dtype)}
 
 
 def _state_space(env: gym.Env[Any, Any]) -> gym.Space[Any] | None:

@@ -398,7 +398,7 @@ def write_vectors(path: Path, *, lengths: Sequence[int], seed: int = 0) -> Path:
     return path
 
 
-class DotEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
+class DotEnv(gym.Env[Any, np.ndarray]):
     """A dot in a box of `size` pixels, seen, and its place and speed told: a push changes its speed.
 
     `speed' = 0.8 speed + 0.2 push`, `place' = place + speed'`, held inside [-1, 1]; reward is how near it is to the

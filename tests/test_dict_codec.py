@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def made(latent_dim: int = 3, *, noise_std: float = 0.05) -> DictCodec:
     return codec.eval()
 
 
-def some_frames(*batch: int) -> Frames:
+def some_frames(*batch: int) -> Any:
     return random_frames(tiny_spec(size=16, beside=BESIDE), batch, generator=torch.Generator().manual_seed(1))
 
 
@@ -95,8 +96,9 @@ def test_statistics_and_pasts_travel_in_the_checkpoint(tmp_path: Path) -> None:
     frames = some_frames(2, 3)
     torch.testing.assert_close(again.codes(frames), world.codes(frames), rtol=0, atol=0)
     assert world.contexts is not None and again.contexts is not None
-    for name, part in world.contexts.frames.parts.items():  # pyright: ignore[reportAttributeAccessIssue]
-        assert torch.equal(again.contexts.frames[name], part)
+    left, right = world.contexts.frames, again.contexts.frames
+    assert isinstance(left, Frames) and isinstance(right, Frames)
+    assert all(torch.equal(left[name], right[name]) for name in BESIDE)
 
 
 def test_density_of_the_vector_integrates_to_one_given_the_picture() -> None:

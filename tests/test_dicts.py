@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from worldflow.generate import generate
 from worldflow.monitor import Monitor
 from worldflow.score import score
 from worldflow.spaces import check_compatible, data_spec
+from worldflow.statistics import normality
 from worldflow.train import train
 from worldflow.world import WorldModel
 
@@ -60,6 +62,16 @@ def world() -> WorldModel:
     return tiny_world(beside=BESIDE, shallow=False, shown=True)
 
 
+def plain(frame: Any) -> Any:
+    """As an environment observes it."""
+    return dict(frame)
+
+
+def parts(frames: Any) -> Any:
+    assert isinstance(frames, Frames)
+    return frames
+
+
 def test_reads_what_was_recorded(dataset: Dataset) -> None:
     spec = dataset.spec
     assert spec.parts is not None and spec.parts.vectors == ("clock", "motion")
@@ -74,7 +86,7 @@ def test_reads_what_was_recorded(dataset: Dataset) -> None:
     assert episode.frames["motion"].dtype == np.float32
     np.testing.assert_array_equal(dataset.frames(1, 2, 5)["clock"], episode.frames["clock"][2:5])
     clip = gather(dataset, np.array([[1, 7], [0, 0]]), 4)  # the first one goes past the episode's end
-    np.testing.assert_array_equal(clip.frames["motion"][0], episode.frames["motion"][[7, 8, 9, 9, 9]])
+    np.testing.assert_array_equal(parts(clip.frames)["motion"][0], episode.frames["motion"][[7, 8, 9, 9, 9]])
     assert next(windows(dataset, 4, batch_size=2)).to("cpu")[:1].frames.shape == (1, 5)
     assert episode_hash(episode) == episode_hashes(dataset)[1]
     assert dataset.outcomes(1)[0].shape == (9, 2)
@@ -82,7 +94,7 @@ def test_reads_what_was_recorded(dataset: Dataset) -> None:
 
 def test_takes_episodes_of_others_and_refuses_what_is_not_finite(dataset: Dataset) -> None:
     theirs = next(iter(minari.MinariDataset(dataset.path / "data").iterate_episodes()))
-    for name, part in dataset.episode(0).frames.parts.items():  # pyright: ignore[reportAttributeAccessIssue]
+    for name, part in parts(dataset.episode(0).frames).parts.items():
         np.testing.assert_array_equal(as_episode(theirs).frames[name], part)
     theirs.observations["motion"][3, 1] = math.nan
     with pytest.raises(ValueError, match="observations must be finite"):
@@ -146,7 +158,7 @@ def test_records_a_pixel_task_with_its_state(tmp_path: Path, capsys: pytest.Capt
     assert '"vectors": {"state": 4}' in " ".join(capsys.readouterr().out.split())
     dataset = Dataset(data)
     episode = dataset.episode(0)
-    assert set(episode.frames.keys()) == {"pixels", "state"}  # pyright: ignore[reportAttributeAccessIssue]
+    assert set(parts(episode.frames).keys()) == {"pixels", "state"}
     np.testing.assert_allclose(episode.frames["state"], np.asarray(episode.infos["state"]), rtol=1e-6)
     options = ["--preset", "tiny", "--steps", "1", "--codec-steps", "1", "--length", "3", "--batch", "2"]
     assert main(["train", data, "--out", str(tmp_path / "run"), *options]) == 0
@@ -156,6 +168,10 @@ def test_records_a_pixel_task_with_its_state(tmp_path: Path, capsys: pytest.Capt
     assert env.observation_space == real.observation_space
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)
+    shown = ["--out", str(tmp_path / "scores.csv"), "--heat", str(tmp_path / "heat.png"), "--video", str(tmp_path)]
+    assert main(["score", str(tmp_path / "run"), data, *shown]) == 0
+    assert "vector" in (tmp_path / "scores.csv").read_text().splitlines()[0].split(",")
+    assert (tmp_path / "heat.png").exists() and (tmp_path / "episode_0000.mp4").exists()
     small = ["--planner", "random", "--candidates", "4", "--horizon", "2"]
     assert main(["plan", str(tmp_path / "run"), "--episodes", "1", "--max-steps", "2", *small]) == 0
     assert main(["dream", str(tmp_path / "run"), "--out", str(tmp_path / "agent.zip")]) == 1
@@ -176,10 +192,10 @@ def test_learns_a_dot_that_is_pushed(tmp_path: Path) -> None:
     assert float(off.square().mean()) < 0.5 * float(moved.square().mean())
     dream = world.imagine(clip.frames[:, :3], clip.actions[:, :2], clip.actions[:, 2:], num_samples=2)
     assert isinstance(dream.frames, Frames) and dream.frames.shape == (2, 16, 2)
-    assert dream.frames["pixels"].dtype == torch.uint8 and dream.frames["motion"].dtype == torch.float32
+    assert parts(dream.frames)["pixels"].dtype == torch.uint8 and parts(dream.frames)["motion"].dtype == torch.float32
     torch.testing.assert_close(load(tmp_path / "run").codes(clip.frames), codes)
     report = rollout_report(world, dataset, horizon=2, num_clips=4)
-    assert report.model.value.shape == (2,)
+    assert report.model.mean.shape == (2,)
 
 
 @pytest.mark.parametrize("shown", [False, True])
@@ -274,27 +290,20 @@ def test_scores_are_sums_of_parts_offline_and_as_they_come(world: WorldModel) ->
     assert scores.token.shape == (5, 6)  # 4 tokens of the picture, and 5 numbers in 2 tokens of 3
     np.testing.assert_allclose(-scores.token.sum(1), scores.frame, rtol=1e-6)
     np.testing.assert_allclose(-scores.token[:, 4:].sum(1), scores.vector, rtol=1e-6)
-    other = {**episode.frames.parts, "place": episode.frames["place"] + 1}  # pyright: ignore[reportAttributeAccessIssue]
-    changed = {**vars(episode), "frames": Frames(other)}
-    (moved,) = score(world, [type(episode)(**changed)], progress=False)
-    assert moved.vector is not None
     # The picture of the first transition is likely or not whatever the vector beside it is, but not the other way.
     first = random_episode(world, 1)
-    beside = Frames({**first.frames.parts, "place": first.frames["place"].copy()})  # pyright: ignore[reportAttributeAccessIssue]
+    beside = parts(first.frames).copy()
     beside["place"][1] += 1
-    one, two = (
-        score(world, [first], progress=False)[0],
-        score(world, [type(first)(**{**vars(first), "frames": beside})], progress=False)[0],
-    )
+    (one,), (two,) = (score(world, [e], progress=False) for e in (first, replace(first, frames=beside)))
     assert one.vector is not None and two.vector is not None
     np.testing.assert_allclose(one.frame - one.vector, two.frame - two.vector, rtol=1e-5)
     assert abs(float(one.vector[0] - two.vector[0])) > 1e-2
 
     monitor = Monitor(world)
-    monitor.reset(dict(episode.frames[0]), number=0)
+    monitor.reset(plain(episode.frames[0]), number=0)
     for t in range(5):
         step = monitor.step(
-            dict(episode.frames[t + 1]),
+            plain(episode.frames[t + 1]),
             episode.actions[t],
             float(episode.rewards[t]),
             terminated=bool(episode.terminated[t]),
@@ -307,14 +316,21 @@ def test_scores_are_sums_of_parts_offline_and_as_they_come(world: WorldModel) ->
         score(world, [random_episode(tiny_world(), 3)], progress=False)
 
 
-def test_noise_of_a_filled_up_token_is_normal(world: WorldModel) -> None:
-    # Drawn from the world itself, the Hermite means of `z` have mean 0 and variance 1, whatever fills a token up.
-    large = tiny_world(beside={"x": 7}, shallow=False, shown=True, latent_dim=4)
-    episode = random_episode(large, 400)
-    (scores,) = score(large, [episode], progress=False)
-    world_z = (scores.above_floor + large.noise_floor) * large.config.flow.frame_dim
-    np.testing.assert_allclose(world_z, -scores.frame, rtol=1e-6)
-    assert large.config.flow.frame_dim == 4 * 4 + 7
+def test_statistics_of_noise_leave_out_what_fills_a_token_up() -> None:
+    z = torch.randn(400, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    is_real = torch.ones(3, 4, dtype=torch.bool)
+    is_real[2, 1:] = False
+    z[:, ~is_real] = 0
+    found = normality(z, torch.zeros(1, 3, 4).double(), grid=(1, 2), is_real=is_real)
+    numbers = z.flatten(1)[:, :9]
+    torch.testing.assert_close(found["z_mean"], numbers.sum(1) / 3)
+    torch.testing.assert_close(found["z_variance"], (numbers**2 - 1).sum(1) / 18**0.5)
+    torch.testing.assert_close(found["z_kurtosis"], (numbers**4 - 6 * numbers**2 + 3).sum(1) / (24 * 9) ** 0.5)
+    torch.testing.assert_close(found["z_spatial"], (z[:, 0] * z[:, 1]).sum(-1) / 2)
+    # Standard normal: means and variances of 400 are within four standard errors.
+    for values in found.values():
+        assert abs(float(values.mean())) < 4 / 400**0.5
+        assert abs(float(values.var()) - 1) < 4 * (found["z_mean"].new_tensor(14.0) / 400) ** 0.5
 
 
 def test_compiled_steps_return_parts(world: WorldModel) -> None:
@@ -327,7 +343,7 @@ def test_compiled_steps_return_parts(world: WorldModel) -> None:
     made, then = _unpacked(out, ("pixels", "place", "speed"))
     assert made.frame is not None and plain.frame is not None
     for name in ("pixels", "place", "speed"):
-        assert torch.equal(made.frame[name], plain.frame[name])
+        assert torch.equal(parts(made.frame)[name], parts(plain.frame)[name])
     assert torch.equal(made.entropy, plain.entropy)  # type: ignore[arg-type]
     assert torch.equal(then.mean, after.mean)
 
@@ -344,11 +360,13 @@ def test_plans_for_reward_and_for_a_goal_and_through_gradients(world: WorldModel
     once, after = Differentiable(world).step(state, action, generator=torch.Generator().manual_seed(1), decode=True)
     plain, _ = world.step(state, action.detach(), generator=torch.Generator().manual_seed(1))
     assert once.frame is not None and plain.frame is not None
-    torch.testing.assert_close(once.frame["place"], plain.frame["place"], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(parts(once.frame)["place"], parts(plain.frame)["place"], rtol=1e-3, atol=1e-3)
     (gradient,) = torch.autograd.grad(after.latents[:, 1].sum(), action)
     assert bool((gradient != 0).all())
     with pytest.raises(ValueError, match="goal frames must have shape"):
         GoalLikelihood(world, world.contexts.frames[0, 0])
+    with pytest.raises(TypeError, match=r"goal frames must be a dictionary of \['pixels', 'place', 'speed'\]"):
+        GoalLikelihood(world, torch.zeros(1, 16, 16, 3, dtype=torch.uint8))
 
 
 def test_acts_in_the_real_environment_and_remembers_what_it_saw() -> None:
@@ -369,7 +387,7 @@ def test_what_needs_pictures_alone_says_so(dataset: Dataset, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="needs pictures alone, but the observations are dictionaries"):
         generate(world, frames=2)
     with pytest.raises(ValueError, match="needs pictures alone"):
-        elbo(world, dataset.frames(0, 0, 3)[None], dataset.episode(0).actions[None, :2], std=1.0)
+        elbo(world, torch.zeros(1, 3, 16, 16, 3, dtype=torch.uint8), dataset.episode(0).actions[None, :2], std=1.0)
     with pytest.raises(ValueError, match="contenders are compared on pictures or vectors"):
         compare(save(world, tmp_path / "world"), out=tmp_path / "compared")
     refused: list[dict[str, Any]] = [{"denoiser_layers": 1}, {"symmetry": "mirror"}, {"joint": True}]

@@ -137,12 +137,13 @@ class _Step(nn.Module):
         drawn = [getattr(transition, name) for name in _DRAWN]
         likely = [getattr(transition.log_prob, name) for name in _LIKELY]
         frame = transition.frame
-        frames = list(frame.parts.values()) if isinstance(frame, Frames) else [frame]
+        frames: list[Any] = list(frame.parts.values()) if isinstance(frame, Frames) else [frame]
         return (*frames, *drawn, *likely, *after.tensors().values())
 
 
 def _unpacked(out: list[Tensor], parts: tuple[str, ...]) -> tuple[Transition, WorldState]:
-    frame, out = (Frames(dict(zip(parts, out, strict=False))) if parts else out[0]), out[len(parts) or 1 :]
+    frame: Any = Frames(dict(zip(parts, out, strict=False))) if parts else out[0]
+    out = out[len(parts) or 1 :]
     first, second = len(_DRAWN), len(_DRAWN) + len(_LIKELY)
     likely = LogProb(**dict(zip(_LIKELY, out[first:second], strict=True)))
     drawn = dict(zip(_DRAWN, out[:first], strict=True))

@@ -4,7 +4,8 @@
 
 The vector's standardized numbers follow the picture's code, `latent_dim` in a token, the last one filled up with zeros
 (`worldflow.vector_tokens`). All codes get the same noise. A picture's decoder takes it off, but a vector shows it, so
-that standardized numbers are stretched until the noise is `VECTOR_NOISE` of their deviation.
+that standardized numbers are stretched until the noise is `VECTOR_NOISE` of their deviation. Frames are
+`worldflow.frames.Frames`.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class DictCodec(nn.Module):
         self.vector.set_statistics(mean, std)
         self.vector.std.mul_(VECTOR_NOISE / self.config.noise_std)
 
-    def encode(self, frames: Frames, *, chunk: int = 256) -> Float[Tensor, "*batch token latent"]:
+    def encode(self, frames: Any, *, chunk: int = 256) -> Float[Tensor, "*batch token latent"]:
         """The clean code of frames, `chunk` frames at a time.
 
         Raises:
@@ -69,19 +70,19 @@ class DictCodec(nn.Module):
         pictures = self.picture.encode(frames[self.parts.picture], chunk=chunk)
         return torch.cat((pictures, self._vector_tokens(self.vector.encode(frames.vector)).to(pictures.dtype)), dim=-2)
 
-    def decode(self, x: Float[Tensor, "*batch token latent"], *, chunk: int = 256) -> Frames:
+    def decode(self, x: Float[Tensor, "*batch token latent"], *, chunk: int = 256) -> Any:
         """Frames of codes, clean or noisy, `chunk` frames at a time."""
         return self._joined(self.picture.decode(x[..., : self._picture_tokens, :], chunk=chunk), self._numbers(x))
 
     def decode_checked(
         self, x: Float[Tensor, "*batch token latent"], *, chunk: int = 256
-    ) -> tuple[Frames, Bool[Tensor, "*batch"]]:
+    ) -> tuple[Any, Bool[Tensor, "*batch"]]:
         """Frames of codes, and whether each was finite before it became gray levels, which hide that."""
         pictures, is_finite = self.picture.decode_checked(x[..., : self._picture_tokens, :], chunk=chunk)
         numbers = self._numbers(x)
         return self._joined(pictures, numbers), is_finite & numbers.isfinite().all(-1)
 
-    def shown(self, x: Float[Tensor, "batch token latent"]) -> tuple[Frames, Float[Tensor, "batch token latent"]]:
+    def shown(self, x: Float[Tensor, "batch token latent"]) -> tuple[Any, Float[Tensor, "batch token latent"]]:
         """As `Codec.shown`."""
         pictures, codes = self.picture.shown(x[:, : self._picture_tokens])
         numbers = self._numbers(x)

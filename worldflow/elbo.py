@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from worldflow.codec import Codec
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
@@ -168,6 +169,7 @@ def _levels(world: WorldModel, frames: Tensor) -> Float[Tensor, "frame channel r
 
 def _decoded(world: WorldModel, x: Float[Tensor, "frame token latent"], *, chunk: int = 256) -> Tensor:
     """Decoded frames in gray levels, neither rounded nor clipped."""
+    assert isinstance(world.codec, Codec)
     return 127.5 * (torch.cat(list(world.codec.decoded_parts(x, chunk=chunk))) + 1)
 
 

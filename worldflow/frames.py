@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, UInt8
-
     from worldflow.types import DataSpec
 
 __all__ = [
@@ -69,13 +67,13 @@ class Frames:
         return len(self.shape)
 
     @property
-    def picture(self) -> UInt8[Array, "*batch row column channel"]:
-        """The part that is a picture."""
+    def picture(self) -> Any:
+        """The part that is a picture: `uint8 (*batch, row, column, channel)`."""
         return self.parts[self._picture]
 
     @property
-    def vector(self) -> Float[Array, "*batch number"]:
-        """The other parts, side by side in the order of their names."""
+    def vector(self) -> Any:
+        """The other parts, side by side in the order of their names: floating `(*batch, number)`."""
         parts = [self.parts[name] for name in self._vectors]
         return torch.cat(parts, -1) if isinstance(parts[0], Tensor) else np.concatenate(parts, -1)
 

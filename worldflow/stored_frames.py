@@ -39,7 +39,7 @@ def read_frames(stored: Any, start: int, stop: int, *, spec: DataSpec) -> Any:
     return parts[""] if spec.parts is None else Frames(parts)
 
 
-def stored_parts(stored: Any, spec: DataSpec) -> dict[str, h5py.Dataset]:
+def stored_parts(stored: Any, spec: DataSpec) -> dict[str, Any]:
     """What is stored of an episode's observations, by the names of `spec.part_shapes`.
 
     Raises:
@@ -49,7 +49,7 @@ def stored_parts(stored: Any, spec: DataSpec) -> dict[str, h5py.Dataset]:
         if isinstance(stored, h5py.Group):
             raise KeyError(f"observations are a group of {sorted(stored)}, not one array as its metadata says")
         return {"": stored}
-    if not isinstance(stored, h5py.Group):
+    if isinstance(stored, h5py.Dataset):
         raise KeyError(f"observations are one array, not a group of {sorted(spec.part_shapes)} as its metadata says")
     return {name: stored[name] for name in spec.part_shapes}
 
