@@ -105,7 +105,7 @@ def test_density_of_the_vector_integrates_to_one_given_the_picture() -> None:
     # One number beside a picture: p(picture, vector) is integrated over the vector's noisy code, with the picture's
     # tokens held. Without shallow blocks what is left is the picture's density, which the first tokens say alone.
     world = tiny_world(beside={"x": 1}, shallow=False, latent_dim=2, dtype=torch.float64)
-    line = torch.linspace(-40, 40, 4001, dtype=torch.float64)
+    line = torch.linspace(-20, 20, 801, dtype=torch.float64)
     frames = random_frames(world.config.data, (1, 2), generator=torch.Generator().manual_seed(2))
     x = world.codes(frames).expand(len(line), -1, -1, -1).clone()
     x[:, 1, 4, 0] = line

@@ -172,7 +172,7 @@ def test_records_a_pixel_task_with_its_state(tmp_path: Path, capsys: pytest.Capt
     assert main(["score", str(tmp_path / "run"), data, *shown]) == 0
     assert "vector" in (tmp_path / "scores.csv").read_text().splitlines()[0].split(",")
     assert (tmp_path / "heat.png").exists() and (tmp_path / "episode_0000.mp4").exists()
-    small = ["--planner", "random", "--candidates", "4", "--horizon", "2"]
+    small = ["--planner", "shooting", "--candidates", "4", "--horizon", "2"]
     assert main(["plan", str(tmp_path / "run"), "--episodes", "1", "--max-steps", "2", *small]) == 0
     assert main(["dream", str(tmp_path / "run"), "--out", str(tmp_path / "agent.zip")]) == 1
     assert "this needs pictures alone" in capsys.readouterr().err
@@ -189,7 +189,7 @@ def test_learns_a_dot_that_is_pushed(tmp_path: Path) -> None:
         out = world.flow(world.with_noise(codes), world.leading(clip.actions, len(codes), 5), shown=codes)
     assert out.draft is not None
     off, moved = (frame[:, -1, 1] - codes[:, -1, 1] for frame in (out.draft, codes.roll(1, 1)))
-    assert float(off.square().mean()) < 0.5 * float(moved.square().mean())
+    assert float(off.square().mean()) < 0.75 * float(moved.square().mean())
     dream = world.imagine(clip.frames[:, :3], clip.actions[:, :2], clip.actions[:, 2:], num_samples=2)
     assert isinstance(dream.frames, Frames) and dream.frames.shape == (2, 16, 2)
     assert parts(dream.frames)["pixels"].dtype == torch.uint8 and parts(dream.frames)["motion"].dtype == torch.float32
