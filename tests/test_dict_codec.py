@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,14 @@ def test_says_what_is_wrong() -> None:
         CodecConfig(
             kind="vector", frame_shape=(4,), latent_dim=2, parts=PartsSpec(picture="a", vectors=("b",), numbers=(1,))
         )
+
+
+def test_data_codec_and_flow_must_agree_on_what_stands_beside() -> None:
+    config = tiny_world(beside=BESIDE).config
+    with pytest.raises(ValueError, match="the flow takes 4 numbers"):
+        replace(config, flow=replace(config.flow, vector_dim=4))
+    with pytest.raises(ValueError, match="the data hold None"):
+        replace(config, data=tiny_spec())
 
 
 def test_a_constant_number_costs_as_little_as_the_others() -> None:

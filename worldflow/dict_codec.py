@@ -68,7 +68,7 @@ class DictCodec(nn.Module):
         """
         self._check(frames)
         pictures = self.picture.encode(frames[self.parts.picture], chunk=chunk)
-        return torch.cat((pictures, self._vector_tokens(self.vector.encode(frames.vector)).to(pictures.dtype)), dim=-2)
+        return torch.cat((pictures, self._vector_tokens(self.vector.encode(frames.vector))), dim=-2)
 
     def decode(self, x: Float[Tensor, "*batch token latent"], *, chunk: int = 256) -> Any:
         """Frames of codes, clean or noisy, `chunk` frames at a time."""
@@ -86,8 +86,8 @@ class DictCodec(nn.Module):
         """As `Codec.shown`."""
         pictures, codes = self.picture.shown(x[:, : self._picture_tokens])
         numbers = self._numbers(x)
-        vector = self._vector_tokens(self.vector.encode(numbers)).to(codes.dtype)
-        return self._joined(pictures, numbers.detach()), torch.cat((codes, vector), dim=-2)
+        both = torch.cat((codes, self._vector_tokens(self.vector.encode(numbers))), dim=-2)
+        return self._joined(pictures, numbers.detach()), both
 
     def reconstruction_error(
         self, frames: Frames, codes: Float[Tensor, "frame token latent"]

@@ -50,15 +50,16 @@ class WorldConfig:
     """What takes the codes' noise off videos, or None."""
 
     def __post_init__(self) -> None:
-        gives = (self.codec.grid, self.codec.token_dim, self.codec.vector_dim)
-        takes = (self.flow.grid, self.flow.latent_dim, self.flow.vector_dim)
-        if gives != takes:
+        if self.codec.grid != self.flow.grid or self.codec.token_dim != self.flow.latent_dim:
             raise ValueError(
-                f"the codec gives {gives[0]} tokens of {gives[1]} channels and {gives[2]} numbers beside them, "
-                f"the flow takes {takes[0]} of {takes[1]} and {takes[2]}"
+                f"the codec gives {self.codec.grid} tokens of {self.codec.token_dim} channels, "
+                f"the flow takes {self.flow.grid} of {self.flow.latent_dim}"
             )
-        if self.codec.parts != self.data.parts:
-            raise ValueError(f"the codec is for {self.codec.parts}, the data are {self.data.parts}")
+        if self.codec.parts != self.data.parts or self.codec.vector_dim != self.flow.vector_dim:
+            raise ValueError(
+                f"beside the picture the data hold {self.data.parts}, the codec gives {self.codec.parts} and the flow "
+                f"takes {self.flow.vector_dim} numbers"
+            )
         if self.flow.text_dim != (0 if self.text is None else self.text.dim):
             raise ValueError(f"the flow reads text of {self.flow.text_dim} channels, the world's text is {self.text}")
 
