@@ -33,6 +33,7 @@ class PixelsAndState(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
                 f"there is no vector to observe beside the picture, a floating Box of one axis, got {state}; record "
                 "the picture alone, or wrap the environment so that it observes a Dict of both"
             )
+        self._dtype = state.dtype
         self.observation_space = spaces.Dict({"pixels": env.observation_space, "state": state})
 
     def reset(
@@ -48,7 +49,7 @@ class PixelsAndState(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         return self._observed(picture, info), float(reward), terminated, truncated, info
 
     def _observed(self, picture: np.ndarray, info: dict[str, Any]) -> dict[str, np.ndarray]:
-        return {"pixels": picture, "state": np.asarray(info["state"], self.observation_space["state"].dtype)}
+        return {"pixels": picture, "state": np.asarray(info["state"], self._dtype)}
 
 
 def _state_space(env: gym.Env[Any, Any]) -> gym.Space[Any] | None:
