@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Frames",
-    "as_arrays",
     "as_tensors",
     "blank_frames",
     "checked_frame",
@@ -141,13 +140,6 @@ def as_tensors(frames: Any) -> Any:
     if isinstance(frames, Frames | Mapping):
         return Frames({name: torch.as_tensor(frames[name]) for name in frames.keys()})  # noqa: SIM118
     return torch.as_tensor(frames)
-
-
-def as_arrays(frames: Any) -> Any:
-    """Frames as an array; a mapping, or frames in parts, as `Frames` of arrays."""
-    if isinstance(frames, Frames | Mapping):
-        return Frames({name: np.asarray(frames[name]) for name in frames.keys()})  # noqa: SIM118
-    return np.asarray(frames)
 
 
 def part_shapes(frames: Any) -> dict[str, tuple[int, ...]]:
