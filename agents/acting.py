@@ -24,6 +24,7 @@ from worldflow.agents.objectives import Objective
 from worldflow.agents.plan import Planner
 from worldflow.agents.result import Plan
 from worldflow.agents.rollout import check_count
+from worldflow.frames import as_tensors, observed_frame, picture, together
 from worldflow.metrics import bootstrap_interval
 from worldflow.state import WorldState
 from worldflow.types import Episode, Generators
@@ -60,7 +61,7 @@ def observe(
     Raises:
         ValueError, TypeError: If shapes or types are wrong.
     """
-    codes = world.codes(torch.as_tensor(frame)[:, None])
+    codes = world.codes(as_tensors(frame)[:, None])
     x = world.with_noise(codes, generator=generator)
     features = world.encode_actions(torch.as_tensor(action)[:, None]).to(x.dtype)
     after = world.flow(x, features, shown=codes if world.config.flow.has_shown else None, state=state).state
@@ -139,7 +140,7 @@ class Pilot:
     ) -> Shaped[np.ndarray, "*action"]:
         """Look at a frame, and say what to do."""
         started = time.perf_counter()
-        frame = torch.as_tensor(observation).reshape(1, *self.world.config.data.frame_shape)
+        frame = as_tensors(observed_frame(self.world.config.data, observation))[None]
         if self._state is None or self._plan is None:
             self._state = self.world.start(frame[:, None], generator=self._generator)
         else:
@@ -177,7 +178,7 @@ class Pilot:
             transition, state = self.world.step(state, plan.actions[:, t], generator=generator, decode=is_shown)
             if is_shown:
                 assert transition.frame is not None
-                frames.append(transition.frame[0].cpu().numpy())
+                frames.append(picture(transition.frame)[0].cpu().numpy())
         return frames
 
 
@@ -292,7 +293,8 @@ def _play(
     generator = np.random.default_rng([seed, 1])
     pilot.reset(generator)
     observation, info = env.reset(seed=seed)
-    frames, actions, rewards, terminated, truncated = [np.array(observation)], [], [], [], []
+    data = pilot.world.config.data
+    frames, actions, rewards, terminated, truncated = [observed_frame(data, observation)], [], [], [], []
     failure = None
     for step in range(limit):
         action = valid_action(pilot(observation, info, generator), env.action_space)
@@ -301,7 +303,7 @@ def _play(
         except Exception as error:
             failure = error
             break
-        frames.append(np.array(observation))
+        frames.append(observed_frame(data, observation))
         actions.append(action)
         rewards.append(float(reward))
         terminated.append(bool(is_terminated))
@@ -312,11 +314,11 @@ def _play(
             break
     if failure is not None and truncated:
         truncated[-1] = True
-    T, data = len(rewards), pilot.world.config.data
-    real = np.stack(frames).reshape(T + 1, *data.frame_shape).astype(data.frame_dtype, copy=False)
+    T, real = len(rewards), together(np.stack, frames)
     expected = ahead = None
     if pilot.sees:
-        seen = [(real[0], real[0]), *pilot.seen[:T]]
+        first = picture(real)[0]
+        seen = [(first, first), *pilot.seen[:T]]
         expected = np.stack([one for one, _ in seen])
         ahead = np.stack([*[end for _, end in seen[1:]], seen[-1][1]])
     spec = pilot.world.config.data.action

@@ -15,6 +15,7 @@ from worldflow.agents.real_env import env_arguments, real_env
 from worldflow.atomic import write_bytes
 from worldflow.checkpoint import load
 from worldflow.compiled import compile_or_warn
+from worldflow.frames import picture
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
@@ -178,5 +179,5 @@ def _show(played: Played, folder: Path, *, fps: float) -> None:
 
     assert played.expected is not None and played.ahead is not None
     labels = ("real", "expected a step before", "end of the plan")
-    picture = beside(played.episode.frames, played.expected, played.ahead, labels=labels)
-    write_video(picture, folder / f"seed_{played.seed}.mp4", fps=fps)
+    film = beside(picture(played.episode.frames), played.expected, played.ahead, labels=labels)
+    write_video(film, folder / f"seed_{played.seed}.mp4", fps=fps)

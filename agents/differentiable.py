@@ -20,7 +20,7 @@ from worldflow.types import Generators, LogProb, Transition
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Shaped
+    from jaxtyping import Shaped
 
 __all__ = ["Differentiable"]
 
@@ -62,10 +62,9 @@ class Differentiable:
         if decode or config.has_shown:
             x = world.flow.from_deep(drawn.u, method="sequential")
             frame_log_prob = frame_log_prob + world.flow.to_deep(x[:, None])[1][:, 0].sum(-1)
-            pixels = self._shown(x)
-            frame = world.codec.to_frames(pixels.detach())
+            frame, codes = world.codec.shown(x)
             if config.has_shown:
-                after = world.flow.show(after, world.codec.encode_pixels(world.codec._pad(pixels)).to(world.dtype))
+                after = world.flow.show(after, codes.to(world.dtype))
         termination_prob = world.termination.logit(drawn.hidden).sigmoid()
         terminated = chances[:, 0] < termination_prob
         reward = world.reward.sample(drawn.hidden.detach(), chances[:, 1:])
@@ -84,13 +83,3 @@ class Differentiable:
             entropy=drawn.entropy,
         )
         return transition, after
-
-    def _shown(self, x: Float[Tensor, "batch token latent"]) -> Float[Tensor, "batch channel row column"]:
-        """Pixels as they are shown, rounded, with the gradient of what was rounded; a vector's numbers as they are."""
-        codec = self.world.codec
-        (pixels,) = codec.decoded_parts(x, chunk=len(x))
-        if self.world.config.data.is_vector:
-            return pixels
-        pixels = pixels.clamp(-1, 1)
-        rounded = codec.from_frames(codec.to_frames(pixels.detach())).to(pixels)
-        return pixels + (rounded - pixels).detach()

@@ -77,6 +77,11 @@ def compare(
     config = config or CompareConfig()
     folder = Path(out)
     world = load(run)
+    if world.config.data.parts is not None:
+        raise ValueError(
+            "contenders are compared on pictures or vectors, but this world's observations are dictionaries of both; "
+            "play episodes with `worldflow plan`, or train a world of the pictures alone to compare"
+        )
     if len(set(contenders)) < len(contenders) or not contenders:
         raise ValueError(f"contenders must be different ones, at least one, got {list(contenders)}")
 

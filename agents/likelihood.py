@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from worldflow.agents.objectives import Rollout, Term
 from worldflow.agents.rollout import check_count
+from worldflow.frames import Frames, as_tensors
 from worldflow.state import WorldState
 from worldflow.world import WorldModel
 
@@ -46,7 +47,7 @@ class GoalLikelihood(Term):
         seed: Of the noise.
 
     Raises:
-        TypeError: If there is no `WorldModel`, whose frames have a density.
+        TypeError: If there is no `WorldModel`, whose frames have a density, or its frames have parts and these none.
         ValueError: If the frames are not of the world's size, or `when` is unknown.
     """
 
@@ -63,9 +64,11 @@ class GoalLikelihood(Term):
         check_count("num_draws", self.num_draws)
         if self.when not in ("last", "mean", "best"):
             raise ValueError(f"when must be 'last', 'mean' or 'best', got {self.when!r}")
-        frames = torch.as_tensor(self.frames)
-        expected = ("goal", *self.world.config.data.frame_shape)
-        if frames.dim() != len(expected) or len(frames) == 0:
+        frames, data = as_tensors(self.frames), self.world.config.data
+        if data.parts is not None and not isinstance(self.frames, Frames | Mapping):
+            raise TypeError(f"goal frames must be a dictionary of {sorted(data.part_shapes)}, got one array")
+        expected = ("goal", *(() if data.parts else data.frame_shape))
+        if frames.ndim != len(expected) or len(frames) == 0:
             raise ValueError(f"goal frames must have shape {expected}, at least one, got {tuple(frames.shape)}")
         codes = self.world.codes(frames)
         generator = torch.Generator().manual_seed(self.seed)

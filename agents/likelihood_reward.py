@@ -32,6 +32,7 @@ import torch
 from worldflow.data import read_episodes
 from worldflow.envs.imagined import opened
 from worldflow.envs.observations import check_fits
+from worldflow.frames import as_tensors, observed_frame
 from worldflow.state import WorldState
 from worldflow.world import WorldModel
 
@@ -90,7 +91,7 @@ class LikelihoodReward(gym.Wrapper[Any, Any, Any, Any]):
         observation, info = self.env.reset(seed=seed, options=options)
         if seed is not None:
             self._scorer.generator.manual_seed(int(np.random.default_rng([seed, 2]).integers(2**62)))
-        self._scorer.start(np.asarray(observation))
+        self._scorer.start(observation)
         self._has_begun = True
         return observation, info
 
@@ -103,7 +104,7 @@ class LikelihoodReward(gym.Wrapper[Any, Any, Any, Any]):
         if not self._has_begun:
             raise gym.error.ResetNeeded("no episode has started yet; call reset() first")
         observation, own, terminated, truncated, info = self.env.step(action)
-        score = self._scorer(np.asarray(observation))
+        score = self._scorer(observation)
         if self._is_running:
             self._follow(score)
         told = {**info, "reward": own, "log_prob": score * self.world.config.flow.frame_dim}
@@ -158,8 +159,7 @@ class _Scorer:
     def __call__(self, frame: UInt8[np.ndarray, "row column *channel"]) -> float:
         """Score of the next frame."""
         world = self._world
-        pixels = torch.from_numpy(np.ascontiguousarray(frame)).reshape(1, 1, *world.config.data.frame_shape)
-        codes = world.codes(pixels)
+        codes = world.codes(as_tensors(observed_frame(world.config.data, frame))[None, None])
         x = world.with_noise(codes, generator=self.generator)
         out = world.flow(
             x,

@@ -31,20 +31,17 @@ def real_env(
     import gymnasium as gym
     from gymnasium.envs.registration import EnvSpec
 
-    from worldflow.envs.collect import make_pixel_env
-    from worldflow.envs.making import make_vector_env
+    from worldflow.envs.making import make_env
     from worldflow.envs.tasks import TASKS
 
     given, recorded = dict(arguments or {}), world.config.data.env_spec
     name = real_env_id(world, env_id)
     if recorded is not None and name == json.loads(recorded)["id"]:
         return gym.make(EnvSpec.from_json(recorded), **given)
-    if world.config.data.is_vector:
-        return make_vector_env(name, env_kwargs=given)
-    size = world.config.data.image_shape[0]
-    if name.rpartition(":")[2] in {f"worldflow/{task}-v0" for task in TASKS}:
+    data, size = world.config.data, world.config.data.frame_shape[0]
+    if not data.is_vector and name.rpartition(":")[2] in {f"worldflow/{task}-v0" for task in TASKS}:
         given = {"size": size, **given}
-    return make_pixel_env(name, size=size, env_kwargs=given)
+    return make_env(name, observed=data.observed, size=size, env_kwargs=given)
 
 
 def real_env_id(world: WorldModel, env_id: str | None = None) -> str:

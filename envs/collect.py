@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -21,10 +21,11 @@ from gymnasium.envs.registration import EnvSpec
 from tqdm import tqdm
 
 from worldflow import __version__
-from worldflow.envs.making import make_pixel_env, make_vector_env, serialized
+from worldflow.envs.making import Observed, make_env, make_pixel_env, serialized
 from worldflow.envs.policies import Mixed, Policy, make_policy, start_episode, valid_action
 from worldflow.envs.recorder import OnExisting, Recorder
 from worldflow.episodes import CAPTION, shared_caption
+from worldflow.frames import Frames, together
 from worldflow.index import SplitRule
 from worldflow.spaces import action_spec
 from worldflow.types import Episode
@@ -46,7 +47,7 @@ def collect(
     max_steps: int | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     size: int = 64,
-    observation: Literal["pixels", "vector"] = "pixels",
+    observation: Observed = "pixels",
     split: SplitRule | None = None,
     on_existing: OnExisting = "error",
     progress: bool = True,
@@ -68,8 +69,9 @@ def collect(
             time limit counts, or 1000 steps where it has none.
         env_kwargs: Arguments of the environment, if `env` is an id.
         size: Rows and columns of the frame, if the environment has to be rendered.
-        observation: What is recorded of it: `pixels`, rendered where it observes none; or `vector`, what it observes
-            itself, a floating Box of one axis, which is kept as float32.
+        observation: What is recorded of it: `pixels`, rendered where it observes none; `vector`, what it observes
+            itself, a floating Box of one axis, which is kept as float32; or `dict`, both, under the names that it gives
+            them, or as `pixels` and `state`.
         split: Which episodes are held out, to be written down with the data.
         on_existing: What to do where a data set is: `"error"`, `"append"` or `"overwrite"`.
         progress: Whether to show a progress bar.
@@ -89,10 +91,7 @@ def collect(
         raise ValueError(f"seed must not be negative, got {seed}")
     if max_steps is not None and max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
-    if observation == "vector":
-        made = make_vector_env(env, env_kwargs=env_kwargs)
-    else:
-        made = make_pixel_env(env, size=size, env_kwargs=env_kwargs)
+    made = make_env(env, observed=observation, size=size, env_kwargs=env_kwargs)
     try:
         spaces = {"observation_space": made.observation_space, "action_space": made.action_space}
         chosen = Mixed(make_policy(policy, **spaces), made.action_space, random_fraction=random_fraction)
@@ -123,7 +122,7 @@ def record_episode(env: gym.Env[Any, Any], policy: Policy, *, seed: int, max_ste
     """Play one episode and keep it: the frame of the reset first, and every action as the environment got it.
 
     Args:
-        env: An environment that observes images or vectors.
+        env: An environment that observes images, vectors, or a Dict of both.
         policy: The policy.
         seed: For the environment and, through a generator of its own, for the policy.
         max_steps: Steps after which the episode is cut off and marked truncated.
@@ -160,7 +159,7 @@ def record_episode(env: gym.Env[Any, Any], policy: Policy, *, seed: int, max_ste
     if caption is not None:
         columns.pop(CAPTION, None)
     return Episode(
-        frames=np.stack(frames),
+        frames=together(np.stack, frames),
         actions=np.stack(actions),
         rewards=np.array(rewards),
         terminated=np.array(terminated),
@@ -251,8 +250,23 @@ def _first_seed(seed: int) -> int:
     return int.from_bytes(digest, "big") % 2**30
 
 
-def _frame(env: gym.Env[Any, Any], observation: Any) -> np.ndarray:
-    frame, space = np.asarray(observation), env.observation_space
+def _frame(env: gym.Env[Any, Any], observation: Any) -> Any:
+    space = env.observation_space
+    if not isinstance(space, gym.spaces.Dict):
+        return _array(space, observation)
+    if not isinstance(observation, Mapping) or set(observation) != set(space):
+        found = sorted(observation) if isinstance(observation, Mapping) else type(observation).__name__
+        raise ValueError(f"the environment observes a Dict of {sorted(space)}, as it says, but returned {found}")
+    return Frames({name: _part(_array(space[name], observation[name])) for name in space})
+
+
+def _part(array: np.ndarray) -> np.ndarray:
+    """A picture with its channels, or a vector."""
+    return array[..., None] if array.ndim == 2 else array
+
+
+def _array(space: gym.Space[Any], observation: Any) -> np.ndarray:
+    frame = np.asarray(observation)
     if frame.dtype != space.dtype or frame.shape != space.shape:
         raise ValueError(
             f"the environment observes {space.dtype} of shape {space.shape}, as it says, "

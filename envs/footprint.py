@@ -6,7 +6,6 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -31,8 +30,9 @@ def bytes_per_episode(world: WorldModel, *, is_guided: bool = False) -> int:
     if world.config.text is None:  # what rolled out of a cache last keeps its place there until the next step
         rolled = sum(2 * prod(block.frames.transformer.cache_shape) * block.frames.slots for block in blocks)
         one += rolled * state.latents.element_size()
-    data = world.config.data
-    return one * (1 + is_guided) + prod(data.frame_shape) * np.dtype(data.frame_dtype).itemsize
+    sizes = {3: 1, 1: 4}  # bytes of a gray level, and of a number
+    frame = sum(prod(shape) * sizes[len(shape)] for shape in world.config.data.part_shapes.values())
+    return one * (1 + is_guided) + frame
 
 
 def available_bytes(device: torch.device) -> int | None:

@@ -24,6 +24,7 @@ from worldflow.envs.options import EpisodeOptions, whole
 from worldflow.envs.pasts import Past, Pasts
 from worldflow.envs.snapshots import Snapshot
 from worldflow.flow import Guidance
+from worldflow.frames import blank_frames, part_shapes
 from worldflow.state import WorldState
 from worldflow.threads import use_one_thread_after_fork
 from worldflow.world import Contexts, WorldModel
@@ -111,7 +112,7 @@ class ImaginedEpisodes:
         self._is_seeded = np.zeros(num_rows, bool)
         self._elapsed = np.zeros(num_rows, np.int64)
         self._limits = np.zeros(num_rows, np.int64)
-        self._frames = np.zeros((num_rows, *self._data.frame_shape), self._data.frame_dtype)
+        self._frames = blank_frames(self._data, (num_rows,))
         self._is_drawn = np.zeros(num_rows, bool)
         self.ended = np.zeros(num_rows, bool)
 
@@ -281,7 +282,7 @@ class ImaginedEpisodes:
             )
         expected = {name: tensor.shape[1:] for name, tensor in self.world.begin(1).tensors().items()}
         found = {name: tensor.shape[1:] for name, tensor in snapshot.state.tensors().items()}
-        if snapshot.frames.shape[1:] != self._data.frame_shape or found != expected:
+        if part_shapes(snapshot.frames) != self._data.part_shapes or found != expected:
             raise ValueError("the snapshot is another world's; restore it in an environment of the world it comes from")
         if (snapshot.unconditional is None) != (self.options.guidance == 0):
             raise ValueError(

@@ -23,6 +23,7 @@ import torch
 from worldflow.envs.imagined import opened
 from worldflow.envs.observations import check_fits, token_space
 from worldflow.envs.options import whole
+from worldflow.frames import as_tensors, blank_frames, observed_frame
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
@@ -97,8 +98,7 @@ class FrameReader:
     def __call__(self, frame: UInt8[np.ndarray, "row column *channel"]) -> Float32[np.ndarray, "token latent"]:
         """Tokens of a frame."""
         world = self.world
-        pixels = torch.from_numpy(np.ascontiguousarray(frame)).reshape(1, 1, *world.config.data.frame_shape)
-        tokens = world.codes(pixels)
+        tokens = world.codes(as_tensors(observed_frame(world.config.data, frame))[None, None])
         if not world.config.flow.has_shown:
             tokens, _ = world.flow.to_deep(world.with_noise(tokens, generator=self._generator))
         return tokens[0, 0].float().cpu().numpy()
@@ -126,7 +126,7 @@ class LatentObservation(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         self._stack, self._reader = FrameStack(1, stack, token_space(self.world)), FrameReader(self.world)
         self.observation_space = self._stack.space
         self._is_seeded = False
-        self.frame: UInt8[np.ndarray, "row column channel"] = np.zeros(self.world.config.data.frame_shape, np.uint8)
+        self.frame: UInt8[np.ndarray, "row column channel"] = blank_frames(self.world.config.data, ())
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -146,5 +146,5 @@ class LatentObservation(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         return self._stack.row(0), reward, terminated, truncated, info
 
     def _read(self, observation: np.ndarray) -> Float32[np.ndarray, "token latent"]:
-        self.frame = np.array(observation).reshape(self.world.config.data.frame_shape)
+        self.frame = observed_frame(self.world.config.data, observation)
         return self._reader(self.frame)

@@ -28,6 +28,7 @@ from worldflow.envs.learned_vector import LearnedVectorEnv
 from worldflow.envs.observations import Observer, recorded_action_space
 from worldflow.envs.options import EpisodeOptions
 from worldflow.envs.snapshots import Snapshot
+from worldflow.frames import picture
 from worldflow.state import WorldState
 from worldflow.world import WorldModel
 
@@ -141,7 +142,7 @@ class LearnedEnv(gym.Env[Any, Any], EzPickle):
         if self.render_mode is None:
             gym.logger.warn("render() was called without a render mode; pass render_mode='rgb_array' to gymnasium.make")
             return None
-        return enlarged(self._episodes.frames[0])
+        return enlarged(picture(self._episodes.frames)[0])
 
     def get_keys_to_action(self) -> dict[str, Any]:
         """Keys for `gymnasium.utils.play.play`, see `worldflow.envs.display.keys_to_action`."""

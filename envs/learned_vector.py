@@ -20,6 +20,7 @@ from worldflow.envs.imagined import ImaginedEpisodes, Outcome
 from worldflow.envs.observations import Observer, recorded_action_space
 from worldflow.envs.options import EpisodeOptions, whole
 from worldflow.envs.snapshots import Snapshot
+from worldflow.frames import picture
 from worldflow.state import WorldState
 from worldflow.world import Contexts, WorldModel
 
@@ -194,7 +195,7 @@ class LearnedVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         if self.render_mode is None:
             gym.logger.warn("render() was called without a render mode; pass render_mode='rgb_array' to make_vec")
             return None
-        return tuple(enlarged(frame) for frame in self._episodes.frames)
+        return tuple(enlarged(frame) for frame in picture(self._episodes.frames))
 
     def snapshot(self) -> Snapshot:
         """The moment of all environments, see `LearnedEnv.snapshot`; index it to pick some."""

@@ -1,19 +1,55 @@
-"""Making environments to record from, to start from or to act in: by pixels, or by the vector they observe."""
+"""Making environments to record from, to start from or to act in: by pixels, by the vector they observe, or by both."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
+from gymnasium import spaces
 from minari.serialization import serialize_space
 
+from worldflow.envs.parts import PixelsAndState
 from worldflow.envs.tasks import PixelObservation
 from worldflow.hints import did_you_mean
-from worldflow.spaces import frame_shape
+from worldflow.spaces import data_spec, frame_shape
 
-__all__ = ["make_pixel_env", "make_vector_env", "serialized"]
+__all__ = ["Observed", "make_dict_env", "make_env", "make_pixel_env", "make_vector_env", "serialized"]
+
+Observed = Literal["pixels", "vector", "dict"]
+"""What is observed of an environment: `pixels`, rendered where it observes none; `vector`, what it observes itself, a
+floating Box of one axis; `dict`, a Dict of one picture and vectors as it observes them, or, where it observes a vector,
+`{"pixels": ..., "state": ...}` of both."""
+
+
+def make_env(
+    env: str | gym.Env[Any, Any],
+    *,
+    observed: Observed,
+    size: int = 64,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> gym.Env[Any, Any]:
+    """Make an environment that is observed so.
+
+    Args:
+        env: A registered id, or an environment.
+        observed: What is observed.
+        size: Rows and columns of rendered frames.
+        env_kwargs: Arguments of the environment, if `env` is an id.
+
+    Raises:
+        ValueError: There is no such id, or it cannot be observed so.
+    """
+    match observed:
+        case "pixels":
+            return make_pixel_env(env, size=size, env_kwargs=env_kwargs)
+        case "vector":
+            return make_vector_env(env, env_kwargs=env_kwargs)
+        case "dict":
+            return make_dict_env(env, size=size, env_kwargs=env_kwargs)
+        case _:
+            raise ValueError(f"observation must be one of {', '.join(get_args(Observed))}, got {observed!r}")
 
 
 def make_pixel_env(
@@ -69,6 +105,32 @@ def make_vector_env(env: str | gym.Env[Any, Any], *, env_kwargs: Mapping[str, An
             "its pixels, or wrap it in gymnasium.wrappers.FlattenObservation and pass the environment"
         )
     return made
+
+
+def make_dict_env(
+    env: str | gym.Env[Any, Any], *, size: int = 64, env_kwargs: Mapping[str, Any] | None = None
+) -> gym.Env[Any, Any]:
+    """Make an environment that observes a Dict of one picture and vectors.
+
+    Args:
+        env: A registered id, or an environment.
+        size: Rows and columns of rendered frames.
+        env_kwargs: Arguments of the environment, if `env` is an id.
+
+    Raises:
+        ValueError: There is no such id, or it offers no picture, or no vector beside it.
+    """
+    if isinstance(env, str):
+        made = _make(env, dict(env_kwargs or {}))
+    else:
+        _check_env(env, env_kwargs)
+        made = env
+    if isinstance(made.observation_space, spaces.Dict):
+        data_spec(serialized(made.observation_space), serialized(made.action_space))  # says what is wrong with them
+        return made
+    if isinstance(env, str):
+        made.close()
+    return PixelsAndState(make_pixel_env(env, size=size, env_kwargs=env_kwargs))
 
 
 def serialized(space: gym.Space[Any]) -> str:

@@ -1,6 +1,7 @@
 """What is observed of an imagined episode: its frame, the flow's tokens of it, or both.
 
-A frame is what was recorded: a picture, or a vector, which is kept inside the bounds of its recorded space.
+A frame is what was recorded: a picture, or a vector, which is kept inside the bounds of its recorded space, or a
+dictionary of both.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 
-from worldflow.spaces import action_spec, differences, frame_shape
+from worldflow.frames import Frames
+from worldflow.spaces import data_spec, differences
 from worldflow.types import DataSpec
 
 if TYPE_CHECKING:
@@ -37,31 +39,41 @@ class Observer:
         self._episodes = episodes
         self._kind = episodes.options.observation
         data = episodes.world.config.data
-        recorded = _recorded_space(data.observation_space)
-        assert isinstance(recorded, gym.spaces.Box)
-        self._recorded, self._name = recorded, "vector" if data.is_vector else "pixels"
-        latent = token_space(episodes.world)
-        both = gym.spaces.Dict({self._name: recorded, "latent": latent})
+        recorded, latent = _recorded_space(data.observation_space), token_space(episodes.world)
+        self._is_dict = isinstance(recorded, gym.spaces.Dict)
+        name = "vector" if data.is_vector else "pixels"
+        self._recorded: dict[str, Any] = {name: recorded}
+        if isinstance(recorded, gym.spaces.Dict):
+            self._recorded = dict(recorded.spaces)
+        if self._kind == "dict" and "latent" in self._recorded:
+            raise ValueError(
+                "the recorded observations have a part named 'latent' themselves: observe 'pixels', as they are"
+            )
+        both = gym.spaces.Dict({**self._recorded, "latent": latent})
         self.space: gym.Space[Any] = {"pixels": recorded, "latent": latent, "dict": both}[self._kind]
 
     def all(self) -> Any:
         """A copy of every row's observation, one behind the other."""
-        if self._kind == "pixels":
-            return self._seen()
         if self._kind == "latent":
             return self._episodes.latents.copy()
-        return {self._name: self._seen(), "latent": self._episodes.latents.copy()}
+        frames = self._episodes.frames
+        parts = frames.parts if isinstance(frames, Frames) else dict.fromkeys(self._recorded, frames)
+        seen = {name: _inside(parts[name], space) for name, space in self._recorded.items()}
+        if self._kind == "dict":
+            return {**seen, "latent": self._episodes.latents.copy()}
+        return seen if self._is_dict else next(iter(seen.values()))
 
     def row(self, index: int) -> Any:
         """One row's observation."""
         seen = self.all()
         return {name: part[index] for name, part in seen.items()} if isinstance(seen, dict) else seen[index]
 
-    def _seen(self) -> np.ndarray:
-        frames, space = self._episodes.frames, self._recorded
-        if self._name == "pixels":
-            return frames.reshape(len(frames), *space.shape).copy()
-        return np.clip(frames.astype(space.dtype), space.low, space.high)
+
+def _inside(frames: np.ndarray, space: gym.spaces.Box) -> np.ndarray:
+    """A copy of frames as elements of the space: pictures in its shape, vectors in its type and bounds."""
+    if frames.dtype == np.uint8:
+        return frames.reshape(len(frames), *space.shape).copy()
+    return np.clip(frames.astype(space.dtype), space.low, space.high)
 
 
 def recorded_action_space(world: WorldModel) -> gym.Space[Any]:
@@ -85,12 +97,7 @@ def check_fits(data: DataSpec, env: gym.Env[Any, Any]) -> None:
 
     try:
         observation_space, action_space = (str(serialize_space(s)) for s in (env.observation_space, env.action_space))
-        spec = DataSpec(
-            frame_shape=frame_shape(observation_space),
-            action=action_spec(action_space),
-            observation_space=observation_space,
-            action_space=action_space,
-        )
+        spec = data_spec(observation_space, action_space)
     except NotImplementedError as error:
         raise ValueError(f"an environment must have plain spaces: {error}") from error
     if found := differences(data, spec):

@@ -18,7 +18,7 @@ __all__ = ["EpisodeOptions", "ObservationKind", "whole"]
 
 ObservationKind = Literal["pixels", "latent", "dict"]
 """What is observed: frames, the flow's tokens, or both as `{"pixels": ..., "latent": ...}`, of worlds of vectors
-`{"vector": ..., "latent": ...}`."""
+`{"vector": ..., "latent": ...}`, of worlds of dictionaries `{..., "latent": ...}`."""
 Reward = Literal["sampled", "mean"]
 Termination = Literal["sampled", "off"]
 
@@ -40,8 +40,8 @@ class EpisodeOptions:
     """How far to go beyond the actions: frames are drawn that the action makes more likely than hidden actions do
     (`worldflow.guidance.sharpen`), at twice the cost. 0 draws as the world is."""
     observation: ObservationKind = "pixels"
-    """`pixels` as recorded, also where that is a vector; `latent`, the flow's tokens as float32 `(token, latent)`, for
-    which no frame is decoded where the world itself needs none; `dict`, both."""
+    """`pixels` as recorded, also where that is a vector or a dictionary; `latent`, the flow's tokens as float32
+    `(token, latent)`, for which no frame is decoded where the world itself needs none; `dict`, both."""
     reward: Reward = "sampled"
     """Whether rewards are drawn, or are the means of what they would be drawn from."""
     termination: Termination = "sampled"

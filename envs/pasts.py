@@ -14,6 +14,7 @@ import torch
 
 from worldflow.envs.display import neutral_action
 from worldflow.envs.options import EpisodeOptions, whole
+from worldflow.frames import Frames, as_tensors, mapped, together
 from worldflow.types import DataSpec, Episode
 from worldflow.world import Contexts, WorldModel
 
@@ -126,7 +127,44 @@ class Pasts:
 
     def _given(self, frames: Any, actions: Any, rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """The pasts that `options` hold, as a batch."""
-        shape = self._data.frame_shape
+        frames, leading = self._given_frames(frames)
+        is_each = len(leading) == 2
+
+        def batch(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values[list(rows)] if is_each else values[None].repeat(len(rows), axis=0))
+
+        length = leading[-1] - 1
+        if actions is None:
+            if length:
+                raise ValueError(f"{length + 1} frames need {length} past actions, got none: give 'past_actions'")
+            return mapped(batch, frames), None
+        actions = np.asarray(actions)
+        expected = (*leading[:-1], length, *self._data.action.shape)
+        if actions.shape != expected or actions.dtype.kind not in "biuf":
+            raise ValueError(
+                f"options['past_actions'] must be numbers of shape {expected}, the actions between the frames, "
+                f"got {actions.dtype} of shape {actions.shape}"
+            )
+        return mapped(batch, frames), batch(actions)
+
+    def _given_frames(self, given: Any) -> tuple[Any, tuple[int, ...]]:
+        """Frames of `options`, checked, and their axes in front: `(past + 1,)`, or rows before that."""
+        shapes, parts = self._data.part_shapes, {"": given}
+        if self._data.parts is not None:
+            if not isinstance(given, Frames | Mapping) or set(given.keys()) != set(shapes):
+                found = sorted(given.keys()) if isinstance(given, Frames | Mapping) else type(given).__name__
+                raise ValueError(f"options['frames'] must be a dictionary of {sorted(shapes)}, got {found}")
+            parts = {name: given[name] for name in shapes}
+        checked = {
+            name: self._given_part(part, shapes[name], f"options['frames']{f'[{name!r}]' if name else ''}")
+            for name, part in parts.items()
+        }
+        leading = {frames.shape[: -len(shapes[name])] for name, frames in checked.items()}
+        if len(leading) > 1:
+            raise ValueError(f"the parts of options['frames'] must be as many, got {sorted(leading)} of them")
+        return checked[""] if self._data.parts is None else Frames(checked), leading.pop()
+
+    def _given_part(self, frames: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
         frames = np.asarray(frames)
         if shape[2:] == (1,) and frames.shape[-2:] == shape[:2]:  # gray, as its environment may observe it
             frames = frames[..., None]
@@ -135,30 +173,12 @@ class Pasts:
         fits = frames.ndim in (one_past, one_past + 1) and frames.shape[-len(shape) :] == shape
         if not fits or (is_each and len(frames) != self._num_rows):
             one = ", ".join(map(str, ("past + 1", *shape)))
-            raise ValueError(
-                f"options['frames'] must have shape ({one}) or ({self._num_rows}, {one}), got {frames.shape}"
-            )
-        if self._data.is_vector:
-            frames = _floats(frames)
-        elif frames.dtype != np.uint8:
-            raise TypeError(f"options['frames'] must be uint8, got {frames.dtype}; scale them to 0..255 and cast them")
-
-        def batch(values: np.ndarray) -> Tensor:
-            return torch.from_numpy(values[list(rows)] if is_each else values[None].repeat(len(rows), axis=0))
-
-        length = frames.shape[-one_past] - 1
-        if actions is None:
-            if length:
-                raise ValueError(f"{length + 1} frames need {length} past actions, got none: give 'past_actions'")
-            return batch(frames), None
-        actions = np.asarray(actions)
-        expected = (*frames.shape[: frames.ndim - one_past], length, *self._data.action.shape)
-        if actions.shape != expected or actions.dtype.kind not in "biuf":
-            raise ValueError(
-                f"options['past_actions'] must be numbers of shape {expected}, the actions between the frames, "
-                f"got {actions.dtype} of shape {actions.shape}"
-            )
-        return batch(frames), batch(actions)
+            raise ValueError(f"{name} must have shape ({one}) or ({self._num_rows}, {one}), got {frames.shape}")
+        if len(shape) == 1:
+            return _floats(frames, name)
+        if frames.dtype != np.uint8:
+            raise TypeError(f"{name} must be uint8, got {frames.dtype}; scale them to 0..255 and cast them")
+        return frames
 
     def _recorded(self, episode: Any, past: Any, rows: Sequence[int], text: Tensor | None) -> Past:
         """The first transitions of recorded episodes, which also say how long there is something to compare with."""
@@ -180,7 +200,9 @@ class Pasts:
                 "the environment with a shorter horizon or with none, or give 'frames' and 'past_actions' instead"
             )
         frames, actions = self._given(
-            np.stack([one.frames[: given + 1] for one in each]), np.stack([one.actions[:given] for one in each]), rows
+            together(np.stack, [one.frames[: given + 1] for one in each]),
+            np.stack([one.actions[:given] for one in each]),
+            rows,
         )
         return Past(frames=frames, actions=actions, text=text, steps_left=[len(each[i]) - given for i in rows])
 
@@ -217,18 +239,14 @@ class _RealPasts:
     """Pasts from a real environment: its reset, and a few steps of a policy."""
 
     def __init__(self, world: WorldModel, options: EpisodeOptions) -> None:
-        from worldflow.envs.collect import make_pixel_env
-        from worldflow.envs.making import make_vector_env
+        from worldflow.envs.making import make_env
         from worldflow.envs.policies import make_policy
 
         assert options.real_env is not None
         data = world.config.data
         self._is_own = isinstance(options.real_env, str)
         self._steps = options.real_steps or max(1, world.config.flow.window - 1)
-        if data.is_vector:
-            self._env = make_vector_env(options.real_env)
-        else:
-            self._env = make_pixel_env(options.real_env, size=data.image_shape[0])
+        self._env = make_env(options.real_env, observed=data.observed, size=data.frame_shape[0])
         _check_real_spaces(self._env, data)
         spaces = {"observation_space": self._env.observation_space, "action_space": self._env.action_space}
         held = neutral_action(self._env.action_space)
@@ -237,10 +255,11 @@ class _RealPasts:
 
     def __call__(self, random: Sequence[np.random.Generator], text: Tensor | None) -> Past:
         episodes = [self._episode(numbers) for numbers in random]
-        frames = np.stack([one.frames for one in episodes])
-        frames = frames[..., None] if frames.ndim == 4 else frames  # gray pictures
+        frames = together(np.stack, [one.frames for one in episodes])
+        if frames.ndim == 4:  # gray pictures
+            frames = frames[..., None]
         actions = torch.from_numpy(np.stack([one.actions for one in episodes]))
-        return Past(frames=torch.from_numpy(frames), actions=actions, text=text)
+        return Past(frames=as_tensors(frames), actions=actions, text=text)
 
     def _episode(self, numbers: np.random.Generator) -> Episode:
         from worldflow.envs.collect import record_episode
@@ -263,37 +282,29 @@ class _RealPasts:
 def _check_real_spaces(env: Any, data: DataSpec) -> None:
     from minari.serialization import serialize_space
 
-    from worldflow.spaces import action_spec, check_compatible, frame_shape
+    from worldflow.spaces import check_compatible, data_spec
 
     observation, action = str(serialize_space(env.observation_space)), str(serialize_space(env.action_space))
-    check_compatible(
-        data,
-        DataSpec(
-            frame_shape=frame_shape(observation),
-            action=action_spec(action),
-            observation_space=observation,
-            action_space=action,
-            dataset_id="real_env",
-        ),
-    )
+    check_compatible(data, data_spec(observation, action, dataset_id="real_env"))
 
 
 def _check_contexts(contexts: Contexts, data: DataSpec) -> None:
     frames, actions = contexts.frames, contexts.actions
-    is_bank = frames.dim() == 2 + len(data.frame_shape) and frames.numel() > 0
-    fits = is_bank and tuple(frames.shape[2:]) == data.frame_shape
+    parts = frames.parts if isinstance(frames, Frames) else {"": frames}
+    fits = {name: tuple(part.shape[2:]) for name, part in parts.items()} == data.part_shapes
+    fits = fits and all(part.numel() > 0 for part in parts.values())
     if not fits or tuple(actions.shape) != (len(frames), frames.shape[1] - 1, *data.action.shape):
-        frame = ", ".join(map(str, ("clip", "past + 1", *data.frame_shape)))
+        each = [", ".join(map(str, ("clip", "past + 1", *shape))) for shape in data.part_shapes.values()]
         action = ", ".join(map(str, ("clip", "past", *data.action.shape)))
         raise ValueError(
-            f"contexts must hold at least one clip, frames ({frame}) and actions ({action}), "
-            f"got {tuple(frames.shape)} and {tuple(actions.shape)}"
+            f"contexts must hold at least one clip, frames ({') and ('.join(each)}) and actions ({action}), "
+            f"got {' and '.join(str(tuple(part.shape)) for part in parts.values())} and {tuple(actions.shape)}"
         )
 
 
-def _floats(frames: np.ndarray) -> np.ndarray:
+def _floats(frames: np.ndarray, name: str) -> np.ndarray:
     if frames.dtype.kind not in "fiu" or not np.isfinite(frames).all():
-        raise TypeError(f"options['frames'] must be finite numbers, got {frames.dtype}")
+        raise TypeError(f"{name} must be finite numbers, got {frames.dtype}")
     return frames.astype(np.float32)
 
 

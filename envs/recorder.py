@@ -34,6 +34,7 @@ import numpy as np
 
 from worldflow.atomic import deferring
 from worldflow.episodes import CAPTION
+from worldflow.frames import Frames
 from worldflow.types import Episode
 
 __all__ = ["OnExisting", "Recorder"]
@@ -113,7 +114,7 @@ class Recorder:
             group.attrs.update({"id": number, "seed": seed, "total_steps": len(episode), **(attributes or {})})
             if episode.caption is not None:
                 group.attrs[CAPTION] = episode.caption
-            _write_frames(group, episode.frames)
+            _write_frames(group, "observations", episode.frames)
             group.create_dataset("actions", data=episode.actions)
             group.create_dataset("rewards", data=episode.rewards.astype(np.float64))
             group.create_dataset("terminations", data=episode.terminated)
@@ -240,12 +241,17 @@ class Recorder:
         )
 
 
-def _write_frames(group: h5py.Group, frames: np.ndarray) -> None:
+def _write_frames(group: h5py.Group, name: str, frames: np.ndarray | Frames) -> None:
+    if isinstance(frames, Frames):
+        inner = group.create_group(name)
+        for part, values in frames.parts.items():
+            _write_frames(inner, part, values)
+        return
     # Measured on rendered 64x64 frames: deflate at level 1 over 8 frames stores a ninth of the bytes at
     # 20,000 frames/s, and a random window of 17 frames reads in 0.6 ms, no slower than from one-frame chunks.
     # Vectors are small: more of them go into a chunk, or its overhead would be most of it.
     chunk = (min(8 if frames.ndim == 4 else 256, len(frames)), *frames.shape[1:])
-    group.create_dataset("observations", data=frames, chunks=chunk, compression="gzip", compression_opts=1)
+    group.create_dataset(name, data=frames, chunks=chunk, compression="gzip", compression_opts=1)
 
 
 def _write_infos(group: h5py.Group, infos: Mapping[str, Any]) -> None:

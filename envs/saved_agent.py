@@ -47,8 +47,10 @@ class SavedAgent:
         if self._agent.action_space != action_space:
             raise ValueError(f"{path} acts in {self._agent.action_space}, the environment in {action_space}")
         shape, pixels = self._agent.observation_space.shape, observation_space.shape or ()
-        self._sees_pixels = shape in (pixels, (*pixels[2:], *pixels[:2]))
-        if not self._sees_pixels and len(shape) != 1:
+        # Of a Dict, an agent sees all that it was trained on, or nothing but the state.
+        is_dict = isinstance(observation_space, spaces.Dict) and self._agent.observation_space == observation_space
+        self._sees_pixels = is_dict or shape in (pixels, (*pixels[2:], *pixels[:2]))
+        if not self._sees_pixels and (shape is None or len(shape) != 1):
             raise ValueError(
                 f"{path} observes {self._agent.observation_space}, but the environment returns frames of shape "
                 f"{pixels}; make the environment with the size that the agent was trained on"

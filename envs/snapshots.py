@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from gymnasium.utils import seeding
 
+from worldflow.frames import Frames, together
 from worldflow.state import WorldState
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Snapshot:
         without = [one.unconditional for one in snapshots if one.unconditional is not None]
         if len(without) not in (0, len(snapshots)):
             raise ValueError("snapshots with and without guidance cannot be joined")
-        arrays = {name: np.concatenate([getattr(one, name) for one in snapshots]) for name in _ARRAYS}
+        arrays = {name: together(np.concatenate, [getattr(one, name) for one in snapshots]) for name in _ARRAYS}
         return Snapshot(
             state=WorldState.cat([one.state for one in snapshots]),
             unconditional=WorldState.cat(without) if without else None,
@@ -114,6 +115,8 @@ class Snapshot:
     def to_bytes(self) -> bytes:
         """The snapshot as bytes."""
         parts: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
+        if isinstance(self.frames, Frames):
+            parts |= {f"frames/{name}": part for name, part in parts.pop("frames").parts.items()}
         for name, state in (("state", self.state), ("unconditional", self.unconditional)):
             if state is not None:
                 parts[name] = np.frombuffer(state.to_bytes(), np.uint8)
@@ -130,6 +133,7 @@ class Snapshot:
         """
         try:
             with np.load(io.BytesIO(data)) as file:
+                parts = {name.removeprefix("frames/"): file[name] for name in file.files if name.startswith("frames/")}
                 made = Snapshot(
                     state=WorldState.from_bytes(file["state"].tobytes()),
                     unconditional=WorldState.from_bytes(file["unconditional"].tobytes())
@@ -137,7 +141,8 @@ class Snapshot:
                     else None,
                     numbers=tuple(json.loads(str(file["numbers"]))),
                     generators=file["generators"],
-                    **{name: file[name] for name in _ARRAYS},
+                    frames=Frames(parts) if parts else file["frames"],  # type: ignore[arg-type]
+                    **{name: file[name] for name in _ARRAYS if name != "frames"},
                 )
                 made.random()
                 return made

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import nn
 
 from worldflow.codec import CodecConfig
 from worldflow.denoiser import DenoiserConfig
+from worldflow.dict_codec import DictCodec
 from worldflow.envs.recorder import Recorder
 from worldflow.flow import FlowConfig, VideoFlow
+from worldflow.frames import Frames
 from worldflow.heads import RewardSupport
 from worldflow.score_types import EpisodeScores
+from worldflow.spaces import data_spec
 from worldflow.types import ActionSpec, DataSpec, Episode
 from worldflow.vector_codec import VectorCodec
 from worldflow.world import Contexts, TextSpec, WorldConfig, WorldModel
 
 __all__ = [
+    "DotEnv",
     "box_space",
     "discrete_space",
     "random_actions",
@@ -89,6 +95,7 @@ def tiny_flow(
     text_dim: int = 0,
     position_base: int | None = None,
     has_time_axis: bool = True,
+    vector_dim: int = 0,
     width: int = 32,
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
@@ -114,14 +121,30 @@ def tiny_flow(
         text_dim=text_dim,
         position_base=position_base,
         has_time_axis=has_time_axis,
+        vector_dim=vector_dim,
     )
     flow = VideoFlow(config).to(dtype)
     randomize(flow, seed=seed, scale=scale)
     return flow.eval()
 
 
-def tiny_spec(*, size: int = 16, channels: int = 3, numbers: int | None = None, action: Action = "box") -> DataSpec:
-    """Frames of `size` pixels, or vectors of so many `numbers`, and an action of the named kind."""
+def tiny_spec(
+    *,
+    size: int = 16,
+    channels: int = 3,
+    numbers: int | None = None,
+    beside: Mapping[str, int] | None = None,
+    action: Action = "box",
+) -> DataSpec:
+    """Frames of `size` pixels, or vectors of so many `numbers`, or both with names, and an action of the named kind."""
+    if beside:
+        pixels = json.loads(box_space(0, 255, (size, size, channels), "uint8"))
+        vectors = {name: json.loads(box_space(-50, 50, (count,), "float64")) for name, count in beside.items()}
+        return data_spec(
+            json.dumps({"type": "Dict", "subspaces": {"pixels": pixels, **vectors}}),
+            tiny_spec(action=action).action_space,
+            dataset_id="tiny/test-v0",
+        )
     shape = (size, size, channels) if numbers is None else (numbers,)
     specs = {
         "box": (
@@ -159,6 +182,7 @@ def tiny_world(
     latent_dim: int = 3,
     codec: Literal["latent", "patch"] = "latent",
     numbers: int | None = None,
+    beside: Mapping[str, int] | None = None,
     action: Action = "box",
     window: int = 3,
     draft: bool = True,
@@ -180,6 +204,7 @@ def tiny_world(
         size, channels: Of its frames.
         patch_size, latent_dim, codec, noise_std: Its codec; 4 tokens of 3 channels by default.
         numbers: Of vectors, `latent_dim` a token, in place of frames.
+        beside: Numbers of the vectors beside frames, by their names.
         action: Kind of its actions: Box of 2, Box of 1, Discrete(4), or MultiDiscrete([3, 2]) starting at (0, 1).
         window: Attention window in frames; the bank's pasts have as many frames.
         draft: Whether it has a drafter.
@@ -193,7 +218,7 @@ def tiny_world(
         dtype: Of its weights.
         seed, scale: Of its weights.
     """
-    data = tiny_spec(size=size, channels=channels, numbers=numbers, action=action)
+    data = tiny_spec(size=size, channels=channels, numbers=numbers, beside=beside, action=action)
     codec_config = CodecConfig(
         kind=codec if numbers is None else "vector",
         frame_shape=data.frame_shape,
@@ -202,10 +227,12 @@ def tiny_world(
         width=8,
         blocks=1,
         noise_std=noise_std,
+        parts=data.parts,
     )
     flow = FlowConfig(
         latent_dim=codec_config.token_dim,
         grid=codec_config.grid,
+        vector_dim=codec_config.vector_dim,
         action_dim=data.action.feature_dim,
         shallow_layers=(1,) if shallow else (),
         shallow_width=32,
@@ -243,10 +270,10 @@ def tiny_world(
     if not data.action.is_discrete:
         world.actions.mean.copy_(0.1 * torch.randn(world.actions.mean.shape, generator=generator))
         world.actions.std.copy_(0.5 + torch.rand(world.actions.std.shape, generator=generator))
-    if isinstance(world.codec, VectorCodec):
-        assert numbers is not None
+    if isinstance(world.codec, VectorCodec | DictCodec):
+        count = numbers or codec_config.vector_dim
         world.codec.set_statistics(
-            torch.randn(numbers, generator=generator), 0.5 + torch.rand(numbers, generator=generator)
+            torch.randn(count, generator=generator), 0.5 + torch.rand(count, generator=generator)
         )
     if contexts:
         frames = random_frames(data, (contexts, window), generator=generator)
@@ -264,8 +291,12 @@ def world_that_ends(probability: float, **options: Any) -> WorldModel:
     return world
 
 
-def random_frames(data: DataSpec, batch: tuple[int, ...], *, generator: torch.Generator) -> torch.Tensor:
-    """Random pixels, or standard normal numbers of vectors."""
+def random_frames(data: DataSpec, batch: tuple[int, ...], *, generator: torch.Generator) -> Any:
+    """Random pixels, standard normal numbers of vectors, or both in parts."""
+    if data.parts is not None:
+        parts = {name: torch.randn(*batch, size, generator=generator) for name, size in data.parts.sizes.items()}
+        pixels = torch.randint(0, 256, (*batch, *data.frame_shape), generator=generator, dtype=torch.uint8)
+        return Frames({data.parts.picture: pixels, **parts})
     shape = (*batch, *data.frame_shape)
     if data.is_vector:
         return torch.randn(shape, generator=generator)
@@ -365,3 +396,42 @@ def write_vectors(path: Path, *, lengths: Sequence[int], seed: int = 0) -> Path:
         recorder.add(episode, seed=number)
     recorder.finish()
     return path
+
+
+class DotEnv(gym.Env[Any, np.ndarray]):
+    """A dot in a box of `size` pixels, seen, and its place and speed told: a push changes its speed.
+
+    `speed' = 0.8 speed + 0.2 push`, `place' = place + speed'`, held inside [-1, 1]; reward is how near it is to the
+    middle. The vector `motion` is `(place, speed)`, four numbers of float64; `clock` is the step, one of float32.
+    """
+
+    def __init__(self, size: int = 16) -> None:
+        self.size = size
+        self.observation_space = spaces.Dict(
+            {
+                "pixels": spaces.Box(0, 255, (size, size, 3), np.uint8),
+                "motion": spaces.Box(-1, 1, (4,), np.float64),
+                "clock": spaces.Box(0, 1000, (1,), np.float32),
+            }
+        )
+        self.action_space = spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        super().reset(seed=seed)
+        self.place, self.speed, self.steps = self.np_random.uniform(-0.5, 0.5, 2), np.zeros(2), 0
+        return self._observed(), {}
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        self.speed = 0.8 * self.speed + 0.2 * np.asarray(action, np.float64)
+        self.place = np.clip(self.place + self.speed, -1, 1)
+        self.steps += 1
+        return self._observed(), -float(np.abs(self.place).sum()), False, False, {}
+
+    def _observed(self) -> dict[str, np.ndarray]:
+        pixels = np.full((self.size, self.size, 3), 40, np.uint8)
+        row, column = ((self.place + 1) / 2 * (self.size - 4)).round().astype(int)
+        pixels[row : row + 4, column : column + 4] = (250, 120, 60)
+        motion = np.concatenate((self.place, np.clip(self.speed, -1, 1)))
+        return {"pixels": pixels, "motion": motion, "clock": np.array([self.steps], np.float32)}

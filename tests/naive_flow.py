@@ -119,12 +119,21 @@ class NaiveFlow:
             after += [slot + part for slot, part in zip(frame, np.split(added, slots), strict=True)]
         return after
 
-    def affine(self, name: str, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def real(self, token: int) -> int:
+        """How many channels of a token are part of the frame."""
+        before = self.config.grid[0] * self.config.grid[1]
+        if token < before:
+            return self.config.latent_dim
+        return min(self.config.latent_dim, self.config.vector_dim - (token - before) * self.config.latent_dim)
+
+    def affine(self, name: str, hidden: np.ndarray, token: int) -> tuple[np.ndarray, np.ndarray]:
         out = self.linear(f"{name}.proj_out", hidden)
         if self.config.soft_clip is not None:
             out = self.config.soft_clip * np.tanh(out / self.config.soft_clip)
         a, mu = out[: self.config.latent_dim], out[self.config.latent_dim :]
-        return mu, np.log1p(np.exp(a + 0.541324854612918))
+        sigma = np.log1p(np.exp(a + 0.541324854612918))
+        mu[self.real(token) :], sigma[self.real(token) :] = 0.0, 1.0
+        return mu, sigma
 
     def base(self) -> int:
         return self.config.position_base or self.config.grid[0]
@@ -140,7 +149,9 @@ class NaiveFlow:
     def cells(self) -> list[tuple[float, float]]:
         rows, columns = self.config.grid
         scale = self.base() / math.sqrt(rows * columns)
-        return [(row * scale, column * scale) for row in range(rows) for column in range(columns)]
+        cells = [(row * scale, column * scale) for row in range(rows) for column in range(columns)]
+        below = math.ceil(self.config.vector_dim / self.config.latent_dim)
+        return cells + [(rows * scale, column * scale) for column in range(below)]
 
     def shallow(self, frame: np.ndarray) -> tuple[np.ndarray, float]:
         log_det = 0.0
@@ -156,8 +167,9 @@ class NaiveFlow:
                 layers,
             )
             out = []
-            for token, state in zip(tokens, hidden, strict=True):
-                mu, sigma = self.affine(name, state)
+            order = range(len(tokens))[::-1] if i % 2 == 0 else range(len(tokens))
+            for n, token, state in zip(order, tokens, hidden, strict=True):
+                mu, sigma = self.affine(name, state, n)
                 out.append((token - mu) / sigma)
                 log_det -= np.log(sigma).sum()
             frame = np.array(out[::-1] if i % 2 == 0 else out)
@@ -200,7 +212,10 @@ class NaiveFlow:
         mixed = len(self.cells()) if self.config.draft_mixing else 0
         hidden = self.transformer(name, slots, positions, visible, self.config.draft_layers, mixed_slots=mixed)
         added = np.array([self.linear("drafter.proj_out", h) for h in hidden[first:]])
-        return (np.array(carried) + added).reshape(u.shape)
+        drafts = (np.array(carried) + added).reshape(u.shape)
+        for n in range(u.shape[1]):
+            drafts[:, n, self.real(n) :] = 0.0
+        return drafts
 
     def __call__(
         self,
@@ -229,7 +244,7 @@ class NaiveFlow:
             else:
                 lead = self.mlp("deep.action_in", actions[t])
             frame = [lead, *(self.linear("deep.proj_in", token) for token in u[t])]
-            cells = [*self.cells(), (float(self.config.grid[0]), 0.0)]
+            cells = [*self.cells(), (float(self.config.grid[0] + (self.config.vector_dim > 0)), 0.0)]
             if actions is None:
                 frame, cells = frame[:-1], cells[:-1]
             for n, (slot, cell) in enumerate(zip(frame, cells, strict=True)):
@@ -255,10 +270,11 @@ class NaiveFlow:
         for t in range(num_frames):
             log_prob[t] = shallow[t][1]
             for n in range(num_tokens):
-                mu, sigma = self.affine("deep", hidden[t * per_frame + n])
+                mu, sigma = self.affine("deep", hidden[t * per_frame + n], n)
                 if draft is not None:
                     mu = mu + self.weights["deep.draft_gate"] * draft[t][n]
                 z[t, n] = (u[t, n] - mu) / sigma
-                log_prob[t] += (-0.5 * z[t, n] ** 2 - 0.5 * math.log(2 * math.pi) - np.log(sigma)).sum()
+                terms = -0.5 * z[t, n] ** 2 - 0.5 * math.log(2 * math.pi) - np.log(sigma)
+                log_prob[t] += terms[: self.real(n)].sum()
         last = [hidden[(t + 1) * per_frame - 1] for t in range(num_frames)]
         return NaiveOutput(log_prob=log_prob, z=z, u=u, draft=draft, hidden=np.array(last))

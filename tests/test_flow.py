@@ -34,6 +34,11 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "text, released layout": {"text_dim": 5, "action_dim": 0, "draft": False},
     "no third axis": {"has_time_axis": False, "action_dim": 0, "draft": False},
     "positions of another grid": {"position_base": 5},
+    "vector": {"vector_dim": 3},
+    "filled-up vector": {"vector_dim": 4},
+    "filled-up vector, released layout": {"vector_dim": 1, "action_dim": 0, "draft": False},
+    "filled-up vector beside shown frames": {"vector_dim": 2, "shown": True, "shallow_layers": (), "memory": 3},
+    "filled-up vector in mixed drafts": {"vector_dim": 5, "mixing": True, "grid": (1, 2)},
 }
 
 
@@ -48,6 +53,7 @@ def clips(flow: VideoFlow, batch: int, frames: int, *, seed: int = 1) -> tuple[T
     generator = torch.Generator().manual_seed(seed)
     dtype = flow.deep.start.dtype
     x = torch.randn(batch, frames, config.num_tokens, config.latent_dim, generator=generator, dtype=torch.float64)
+    x = flow.only_real(x)
     if not config.action_dim:
         return x.to(dtype), None
     actions = torch.randn(batch, frames, config.action_dim, generator=generator, dtype=torch.float64)
@@ -118,13 +124,42 @@ def test_log_det_is_that_of_the_jacobian(flow: VideoFlow) -> None:
 
         jacobian = torch.autograd.functional.jacobian(to_noise, x)
         assert isinstance(jacobian, Tensor)
-        matrix = jacobian.reshape(x.numel(), x.numel())
+        real = flow.only_real(torch.ones_like(x)).bool().flatten()
+        matrix = jacobian.reshape(x.numel(), x.numel())[real][:, real]
+        assert len(matrix) == 3 * flow.config.frame_dim
         sign, log_det = torch.linalg.slogdet(matrix)
         assert sign == 1
         # The determinant of a matrix of some 36 rows: rounding of 1e-15 times its condition, which is below 1e4.
         torch.testing.assert_close(out.log_det.sum(), log_det, rtol=0, atol=1e-9)
-        normal = torch.distributions.Normal(0.0, 1.0).log_prob(out.z).sum()
+        normal = torch.distributions.Normal(0.0, 1.0).log_prob(out.z).flatten()[real].sum()
         torch.testing.assert_close(out.log_prob.sum(), normal + log_det, rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shallow_layers", [(), (1,)])
+def test_what_fills_a_token_up_is_never_drawn_nor_counted(shallow_layers: tuple[int, ...]) -> None:
+    flow = tiny_flow(vector_dim=4, shallow_layers=shallow_layers)
+    config = flow.config
+    assert (config.num_tokens, config.frame_dim, config.num_filled) == (6, 16, 2)
+    noise = torch.randn(2, 3, 6, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    actions = torch.zeros(2, 3, 2, dtype=torch.float64)
+    x = flow.inverse(noise, actions, tolerance=1e-12)
+    assert not x[..., -1, 1:].any() and x[..., -1, 0].all()
+    out = flow(x, actions)
+    torch.testing.assert_close(out.z, flow.only_real(noise), rtol=1e-8, atol=1e-8)
+    x[..., -1, 1:] = 7.0
+    torch.testing.assert_close(flow(x, actions).log_prob, out.log_prob)
+    drawn = flow.draw(flow.initial_state(2), actions[:, 0], noise[:, 0], tolerance=1e-12)
+    shallow = flow.to_deep(x)[1][:, 0].sum(-1)
+    torch.testing.assert_close(drawn.log_prob + shallow, out.log_prob[:, 0], rtol=1e-8, atol=1e-8)
+
+
+def test_tokens_of_the_vector_lie_below_the_grid() -> None:
+    flow = tiny_flow(vector_dim=4)
+    places = flow.deep.frames.positions
+    assert places[:, :2].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0], [2, 1], [3, 0]]
+    assert flow.drafter is not None
+    assert torch.equal(flow.drafter.frames.positions, places[:-1])
 
 
 def test_likelihood_of_a_frame_depends_on_nothing_later(flow: VideoFlow) -> None:
@@ -497,3 +532,5 @@ def test_says_what_is_wrong_with_shapes_and_sizes() -> None:
         FlowConfig(latent_dim=1, grid=(1, 1), window=0)
     with pytest.raises(ValueError, match="memory must not be negative, got -1"):
         FlowConfig(latent_dim=1, grid=(1, 1), memory=-1)
+    with pytest.raises(ValueError, match="vector_dim must not be negative, got -1"):
+        FlowConfig(latent_dim=1, grid=(1, 1), vector_dim=-1)

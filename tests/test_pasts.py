@@ -105,7 +105,7 @@ def test_real_episodes_that_end_too_early_are_played_again(world: WorldModel) ->
 
 def test_a_real_environment_by_its_id_is_made_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Counter] = []
-    monkeypatch.setattr("worldflow.envs.collect.make_pixel_env", lambda env, size: made.append(Counter()) or made[-1])
+    monkeypatch.setattr("worldflow.envs.making.make_pixel_env", lambda env, **_: made.append(Counter()) or made[-1])
     env = LearnedEnv(tiny_world(), real_env="Counter-v0")
     env.reset(seed=0)
     env.close()

@@ -17,7 +17,7 @@ import torch
 from builders import random_episode, tiny_world, write_dataset
 
 import worldflow as wf
-from worldflow import EpisodeScores
+from worldflow import EpisodeScores, data
 from worldflow.codec import PatchCodec
 from worldflow.envs.recorder import Recorder
 from worldflow.flow import VideoFlow
@@ -27,7 +27,7 @@ from worldflow.types import Episode
 from worldflow.world import WorldModel
 
 OTHERS = ("token", "standard_error", "anomaly", "num_draws", "world")
-PARTS = [f.name for f in fields(EpisodeScores) if f.name not in (*OTHERS, "score_norm")]
+PARTS = [f.name for f in fields(EpisodeScores) if f.name not in (*OTHERS, "score_norm", "vector")]
 
 
 def assert_same(left: EpisodeScores, right: EpisodeScores) -> None:
@@ -117,7 +117,7 @@ def test_reconstruction_is_the_codecs_round_trip(monkeypatch: pytest.MonkeyPatch
 def test_no_pass_grows_with_the_length_of_an_episode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     world = tiny_world(codec="patch", patch_size=8)
     most, length = {"codec": 0, "flow": 0, "read": 0}, 2 * frames_at_once(2) + 5
-    encode, flow, pixels = PatchCodec.encode_pixels, VideoFlow.forward, wf.Dataset._pixels
+    encode, flow, pixels = PatchCodec.encode_pixels, VideoFlow.forward, data.read_frames
 
     def counted(name: str, frames: int) -> None:
         most[name] = max(most[name], frames)
@@ -129,9 +129,9 @@ def test_no_pass_grows_with_the_length_of_an_episode(monkeypatch: pytest.MonkeyP
         lambda self, x, *a, **o: counted("flow", x.shape[0] * x.shape[1]) or flow(self, x, *a, **o),
     )
     monkeypatch.setattr(
-        wf.Dataset,
-        "_pixels",
-        lambda self, s, first, last: counted("read", last - first) or pixels(self, s, first, last),
+        data,
+        "read_frames",
+        lambda s, first, last, spec: counted("read", last - first) or pixels(s, first, last, spec=spec),
     )
     path = write_dataset(tmp_path / "data", lengths=[length])
     found = score(world, path, num_draws=2)

@@ -26,9 +26,10 @@ from torch.nn import functional as F
 from worldflow.attention import KeyValue, RotaryPositions, Transformer
 from worldflow.guidance import Rule, extrapolate, guided
 from worldflow.jacobi import AffineConditional, Method, Solution, invert
+from worldflow.vector_tokens import num_vector_tokens, real_numbers
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Float32, Int64
+    from jaxtyping import Bool, Float, Float32, Int64
 
 __all__ = [
     "LOG_2PI",
@@ -47,7 +48,11 @@ Scale = Literal["softplus", "exp"]
 
 
 def affine_parameters(
-    output: Float[Tensor, "... two_latent"], *, soft_clip: float | None, scale: Scale = "softplus"
+    output: Float[Tensor, "... two_latent"],
+    *,
+    soft_clip: float | None,
+    scale: Scale = "softplus",
+    is_real: Bool[Tensor, "... latent"] | None = None,
 ) -> tuple[Float32[Tensor, "... latent"], Float32[Tensor, "... latent"]]:
     """Split a network's output into mean and scale, in float32 at least.
 
@@ -55,6 +60,7 @@ def affine_parameters(
         output: `a` and `mu`, side by side.
         soft_clip: `s` of `s tanh(. / s)`, applied to both; None leaves them.
         scale: How `sigma` follows from `a`.
+        is_real: Numbers that are mapped at all; the others stay as they are. None: all are.
 
     Returns:
         `(mu, sigma)`.
@@ -63,24 +69,34 @@ def affine_parameters(
     if soft_clip is not None:
         output = soft_clip * torch.tanh(output / soft_clip)
     a, mu = output.chunk(2, dim=-1)
-    return mu, a.exp() if scale == "exp" else F.softplus(a + SOFTPLUS_SHIFT)
+    sigma = a.exp() if scale == "exp" else F.softplus(a + SOFTPLUS_SHIFT)
+    if is_real is not None:
+        mu, sigma = torch.where(is_real, mu, 0.0), torch.where(is_real, sigma, 1.0)
+    return mu, sigma
 
 
-def standard_normal_log_prob(z: Float[Tensor, "... token latent"]) -> Float[Tensor, "..."]:
-    """`log N(z; 0, I)` in nats, summed over tokens and latent channels."""
-    return -0.5 * (z.square() + LOG_2PI).sum((-2, -1))
+def standard_normal_log_prob(z: Float[Tensor, "... token latent"], *, num_filled: int = 0) -> Float[Tensor, "..."]:
+    """`log N(z; 0, I)` in nats, summed over tokens and latent channels but for `num_filled` of them that are zero."""
+    log_prob = -0.5 * (z.square() + LOG_2PI).sum((-2, -1))
+    return log_prob + 0.5 * LOG_2PI * num_filled if num_filled else log_prob
 
 
-def cell_positions(grid: tuple[int, int], *, base: int) -> Float[Tensor, "token 3"]:
+def cell_positions(grid: tuple[int, int], *, base: int, below: int = 0) -> Float[Tensor, "token 3"]:
     """`(row, column, time = 0)` of every cell of a grid, row by row, scaled so that the grid is `base` cells wide.
 
-    `row / sqrt(h w) * base`: positions agree between grid sizes (`base` is the side of the training grid).
+    `row / sqrt(h w) * base`: positions agree between grid sizes (`base` is the side of the training grid). Behind them
+    come `below` more cells, side by side in a row of their own below the grid.
     """
     rows, columns = grid
     scale = base / math.sqrt(rows * columns)
     lines = (torch.arange(n, dtype=torch.float64, device="cpu") * scale for n in (rows, columns))
     row, column = torch.meshgrid(*lines, indexing="ij")
-    return torch.stack((row, column, torch.zeros_like(row)), dim=-1).flatten(0, 1)
+    cells = torch.stack((row, column, torch.zeros_like(row)), dim=-1).flatten(0, 1)
+    if not below:
+        return cells
+    beneath = torch.zeros(below, 3, dtype=torch.float64, device="cpu")
+    beneath[:, 0], beneath[:, 1] = rows * scale, torch.arange(below, dtype=torch.float64, device="cpu") * scale
+    return torch.cat((cells, beneath))
 
 
 def word_positions(words: int, *, base: float, device: torch.device) -> Float[Tensor, "word 3"]:
@@ -107,6 +123,7 @@ class AffineBlock(nn.Module):
         layout: Whose block it is, see above.
         num_classes: Classes to condition on, for `layout="tarflow"`; 0 for none.
         dropout: Of its transformer, in training.
+        vector_dim: Numbers of a vector beside the picture, in tokens behind the grid's (`worldflow.vector_tokens`).
     """
 
     def __init__(
@@ -124,11 +141,13 @@ class AffineBlock(nn.Module):
         layout: Literal["starflow", "tarflow"] = "starflow",
         num_classes: int = 0,
         dropout: float = 0.0,
+        vector_dim: int = 0,
     ) -> None:
         super().__init__()
         self.is_reversed = is_reversed
         self.soft_clip = soft_clip
-        self.num_tokens = grid[0] * grid[1]
+        below = num_vector_tokens(vector_dim, latent_dim)
+        self.num_tokens = grid[0] * grid[1] + below
         self.is_tarflow = layout == "tarflow"
         self.proj_in = nn.Linear(latent_dim, width)
         self.transformer = Transformer(
@@ -143,9 +162,12 @@ class AffineBlock(nn.Module):
         else:
             self.start = nn.Parameter(torch.randn(latent_dim) * 0.02)
             self.rotary = RotaryPositions(head_dim, with_time=has_time_axis)
-            positions = cell_positions(grid, base=position_base or grid[0])
+            positions = cell_positions(grid, base=position_base or grid[0], below=below)
             self.register_buffer("positions", positions, persistent=False)
             self.positions: Tensor
+        is_real = real_numbers(grid, latent_dim, vector_dim)
+        self.register_buffer("is_real", is_real if is_real is None else self._ordered(is_real), persistent=False)
+        self.is_real: Tensor | None
 
     def _ordered(self, x: Tensor) -> Tensor:
         return x.flip(-2) if self.is_reversed else x
@@ -190,7 +212,8 @@ class AffineBlock(nn.Module):
             if self.is_tarflow and first == 0:
                 output = torch.cat((torch.zeros_like(output[:, :1]), output[:, 1:]), dim=1)
             scale = "exp" if self.is_tarflow else "softplus"
-            mu, sigma = affine_parameters(output, soft_clip=self.soft_clip, scale=scale)
+            is_real = None if self.is_real is None else self.is_real[first:last]
+            mu, sigma = affine_parameters(output, soft_clip=self.soft_clip, scale=scale, is_real=is_real)
             return mu, sigma, new
 
         return parameters

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from worldflow.atomic import replacing, write_bytes
+from worldflow.frames import Frames, as_tensors
 from worldflow.released import read_released
 from worldflow.shipped import run_folder
 from worldflow.world import Contexts, WorldConfig, WorldModel
@@ -35,6 +36,7 @@ from worldflow.world import Contexts, WorldConfig, WorldModel
 __all__ = ["from_plain", "load", "read_released", "save", "to_plain"]
 
 FORMAT = 1
+FRAMES = "frames"
 T = TypeVar("T")
 
 
@@ -112,7 +114,10 @@ def save(
     except SafetensorError as error:  # the library's word for a failed write
         raise OSError(f"cannot write {folder / 'world.safetensors'}: {error}; free some space") from error
     if world.contexts is not None:
-        bank = {"frames": world.contexts.frames.cpu().numpy(), "actions": world.contexts.actions.cpu().numpy()}
+        frames = world.contexts.frames.cpu().numpy()
+        parts = frames.parts if isinstance(frames, Frames) else {}
+        bank = {f"{FRAMES}/{name}": part for name, part in parts.items()} or {FRAMES: frames}
+        bank["actions"] = world.contexts.actions.cpu().numpy()
         with replacing(folder / "contexts.npz") as path:
             np.savez_compressed(path, allow_pickle=False, **bank)
     write_bytes(folder / "world.json", text.encode())
@@ -182,6 +187,8 @@ def _contexts(path: Path) -> Contexts | None:
         return None
     try:
         with path.open("rb") as file, np.load(file) as bank:
-            return Contexts(frames=torch.from_numpy(bank["frames"]), actions=torch.from_numpy(bank["actions"]))
+            names = [name for name in bank.files if name.startswith(f"{FRAMES}/")]
+            parts = {name.removeprefix(f"{FRAMES}/"): bank[name] for name in names}
+            return Contexts(frames=as_tensors(parts or bank[FRAMES]), actions=torch.from_numpy(bank["actions"]))
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         raise ValueError(f"cannot read {path}: {error}; restore it or train again") from error

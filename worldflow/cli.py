@@ -73,8 +73,9 @@ class Collect:
     """Probability that a step takes a random action in place of the policy's."""
     seed: int = 0
     """Decides everything random: the same call records the same data."""
-    observation: Literal["pixels", "vector"] = "pixels"
-    """What to record: pixels, rendered where the environment observes none; or the vector that it observes itself."""
+    observation: Literal["pixels", "vector", "dict"] = "pixels"
+    """What to record: pixels, rendered where the environment observes none; the vector that it observes itself; or
+    both at once as a dict, where it observes one, or tells a vector beside its picture."""
     size: int | None = None
     """Rows and columns of a frame, where the environment can choose; by default 64, or what the environment prefers."""
     action_repeat: int = 1
@@ -99,8 +100,8 @@ class Collect:
         """Record."""
         from gymnasium import error as gym_error
 
-        from worldflow.envs.collect import collect, make_pixel_env
-        from worldflow.envs.making import make_vector_env
+        from worldflow.envs.collect import collect
+        from worldflow.envs.making import make_env
         from worldflow.envs.perturb import Perturb
         from worldflow.envs.tasks import TASKS
 
@@ -121,10 +122,7 @@ class Collect:
         if self.observation == "vector" and self.size is not None:
             raise ValueError("--size is that of pictures; leave it out with --observation vector")
         try:
-            if self.observation == "vector":
-                made = make_vector_env(self.env_id, env_kwargs=arguments)
-            else:
-                made = make_pixel_env(self.env_id, size=size, env_kwargs=arguments)
+            made = make_env(self.env_id, observed=self.observation, size=size, env_kwargs=arguments)
             with contextlib.closing(made) as env:
                 folder = collect(
                     env if self.anomaly is None else Perturb(env, self.anomaly, strength=self.strength),
@@ -145,6 +143,7 @@ class Collect:
             "episodes": len(dataset),
             "transitions": int(dataset.lengths.sum()),
             "frame_shape": list(dataset.spec.frame_shape),
+            **({} if dataset.spec.parts is None else {"vectors": dataset.spec.parts.sizes}),
             "action_shape": list(dataset.spec.action.shape),
         }
 

@@ -1,6 +1,7 @@
 """Frames to latent grids and back: `PatchCodec` keeps every pixel, `LatentCodec` learns a short code.
 
-Vectors have a codec of their own (`worldflow.vector_codec`).
+Vectors have a codec of their own (`worldflow.vector_codec`), and so have vectors beside a picture
+(`worldflow.dict_codec`).
 
 The flow models `x~ = x + noise_std * eps` of the code `x`. `LatentCodec` is an autoencoder made for that: its code is
 normalized to unit variance, the noise has a fixed standard deviation (SimFlow, arXiv 2512.04084: a posterior of fixed
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -26,9 +27,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldflow.randomness import normal
+from worldflow.types import PartsSpec
+from worldflow.vector_tokens import num_vector_tokens
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, UInt8
+
+    from worldflow.dict_codec import DictCodec
 
 __all__ = [
     "Codec",
@@ -84,6 +89,8 @@ class CodecConfig:
     """Mixer layers of the encoder; the decoder has one more."""
     noise_std: float = 0.3
     """Standard deviation of the noise added to the code; the learned code has unit variance, pixels span [-1, 1]."""
+    parts: PartsSpec | None = None
+    """Where vectors stand beside the picture, the names and sizes of both; the rest is about the picture then."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("latent", "patch", "vector"):
@@ -91,6 +98,8 @@ class CodecConfig:
         if len(self.frame_shape) != (1 if self.kind == "vector" else 3):
             shape = "(number,)" if self.kind == "vector" else "(row, column, channel)"
             raise ValueError(f"frame_shape of a {self.kind} codec must be {shape}, got {self.frame_shape}")
+        if self.kind == "vector" and self.parts is not None:
+            raise ValueError("a vector codec has no picture for vectors to stand beside: leave out parts")
         if self.kind == "vector" and (self.latent_dim < 1 or self.frame_shape[0] % self.latent_dim):
             raise ValueError(
                 f"latent_dim must divide the {self.frame_shape[0]} numbers of a vector, so that every token is full, "
@@ -105,7 +114,7 @@ class CodecConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens; a frame that is no whole number of cells is padded."""
+        """Rows and columns of a picture's tokens; a frame that is no whole number of cells is padded."""
         if self.kind == "vector":
             return 1, self.frame_shape[0] // self.latent_dim
         rows, columns, _ = self.frame_shape
@@ -115,6 +124,16 @@ class CodecConfig:
     def token_dim(self) -> int:
         """Channels of a token."""
         return self.patch_size**2 * self.frame_shape[2] if self.kind == "patch" else self.latent_dim
+
+    @property
+    def vector_dim(self) -> int:
+        """Numbers of the vectors beside a picture."""
+        return 0 if self.parts is None else self.parts.vector_dim
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a frame, those of a vector beside the picture included."""
+        return self.grid[0] * self.grid[1] + num_vector_tokens(self.vector_dim, self.token_dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +201,27 @@ class Codec(nn.Module, ABC):
         rows, columns, _ = self.config.frame_shape
         for part in x.reshape(-1, *x.shape[-2:]).split(chunk):
             yield self.decode_pixels(part)[..., :rows, :columns]
+
+    def shown(
+        self, x: Float[Tensor, "batch token latent"]
+    ) -> tuple[UInt8[Tensor, "batch row column channel"], Float[Tensor, "batch token latent"]]:
+        """Frames of codes, and the codes of these frames, with gradients as if nothing were rounded (straight-through).
+
+        Args:
+            x: Codes.
+        """
+        (decoded,) = self.decoded_parts(x, chunk=len(x))
+        pixels = decoded.clamp(-1, 1)
+        frames = self.to_frames(pixels.detach())
+        rounded = self.from_frames(frames).to(pixels)
+        return frames, self.encode_pixels(self._pad(pixels + (rounded - pixels).detach()))
+
+    def reconstruction_error(
+        self, frames: UInt8[Tensor, "frame row column channel"], codes: Float[Tensor, "frame token latent"]
+    ) -> Float[Tensor, " frame"]:
+        """Mean squared error of the frames that codes show, on pixels in [-1, 1], or in the units of vectors."""
+        off = self.from_frames(self.decode(codes)) - self.from_frames(frames)
+        return off.square().mean(tuple(range(1, off.dim())))
 
     def from_frames(self, frames: Tensor) -> Tensor:
         """Frames as the floats that `encode_pixels` takes, not padded yet."""
@@ -358,10 +398,17 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def build_codec(config: CodecConfig) -> Codec:
+def build_codec(config: CodecConfig) -> Codec | DictCodec:
     """The codec a configuration names."""
+    # These are made of what is defined here.
+    if config.parts is not None:
+        from worldflow.dict_codec import DictCodec
+
+        alone = build_codec(replace(config, parts=None))
+        assert isinstance(alone, Codec)
+        return DictCodec(config, alone)
     if config.kind == "vector":
-        from worldflow.vector_codec import VectorCodec  # it is made of what is defined here
+        from worldflow.vector_codec import VectorCodec
 
         return VectorCodec(config)
     return LatentCodec(config) if config.kind == "latent" else PatchCodec(config)

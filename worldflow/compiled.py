@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from worldflow.cache import user_cache_folder
+from worldflow.frames import Frames
 from worldflow.state import WorldState
 from worldflow.types import LogProb, Transition
 
@@ -42,7 +43,7 @@ __all__ = ["MOST_SLOTS", "CompiledStep", "CompiledSteps", "Uncompilable", "compi
 MOST_SLOTS = 20
 """Most slots of a frame that are compiled, one after the other."""
 _STATE = tuple(f.name for f in fields(WorldState))
-_DRAWN = ("frame", "reward", "reward_mean", "terminated", "termination_prob", "latent", "entropy", "is_finite")
+_DRAWN = ("reward", "reward_mean", "terminated", "termination_prob", "latent", "entropy", "is_finite")
 _LIKELY = tuple(f.name for f in fields(LogProb))
 
 
@@ -72,10 +73,12 @@ class CompiledStep:
     Args:
         batch_size: Rows of the batch.
         code: The compiled graph, with the world's own weights.
+        parts: Names of the parts of frames, in order; none where a frame is one array.
     """
 
     batch_size: int
     code: Callable[..., list[Tensor]]
+    parts: tuple[str, ...] = ()
 
     def __call__(
         self, state: WorldState, features: Tensor, z: Tensor, chances: Tensor
@@ -86,7 +89,7 @@ class CompiledStep:
         if B < self.batch_size:  # filled up with the first row, whose copies nobody sees
             given = [torch.cat((x, x[:1].expand(self.batch_size - B, *x.shape[1:]))) for x in given]
         out = [x[:B] for x in self.code(*(x.contiguous() for x in given))]
-        return _unpacked(out)
+        return _unpacked(out, self.parts)
 
 
 def compiled_step(world: WorldModel, batch_size: int, *, progress: bool = True) -> CompiledStep:
@@ -109,7 +112,8 @@ def compiled_step(world: WorldModel, batch_size: int, *, progress: bool = True) 
     own = {f"world.{name}": tensor for name, tensor in _weights(world).items()}
     needed = code.get_constant_fqns()
     code.load_constants({name: own[name] for name in needed}, check_full_update=True, user_managed=True)
-    return CompiledStep(batch_size, code)
+    data = world.config.data
+    return CompiledStep(batch_size, code, parts=tuple(sorted(data.part_shapes)) if data.parts else ())
 
 
 def compile_or_warn(world: WorldModel, batch_size: int, *, option: str) -> None:
@@ -132,13 +136,18 @@ class _Step(nn.Module):
         transition, after, _ = self.world.drawn_step(state, None, *given[len(_STATE) :], is_traced=True)
         drawn = [getattr(transition, name) for name in _DRAWN]
         likely = [getattr(transition.log_prob, name) for name in _LIKELY]
-        return (*drawn, *likely, *after.tensors().values())
+        frame = transition.frame
+        frames: list[Any] = list(frame.parts.values()) if isinstance(frame, Frames) else [frame]
+        return (*frames, *drawn, *likely, *after.tensors().values())
 
 
-def _unpacked(out: list[Tensor]) -> tuple[Transition, WorldState]:
+def _unpacked(out: list[Tensor], parts: tuple[str, ...]) -> tuple[Transition, WorldState]:
+    frame: Any = Frames(dict(zip(parts, out, strict=False))) if parts else out[0]
+    out = out[len(parts) or 1 :]
     first, second = len(_DRAWN), len(_DRAWN) + len(_LIKELY)
     likely = LogProb(**dict(zip(_LIKELY, out[first:second], strict=True)))
-    transition = Transition(**dict(zip(_DRAWN, out[:first], strict=True)), log_prob=likely)
+    drawn = dict(zip(_DRAWN, out[:first], strict=True))
+    transition = Transition(frame=frame, **drawn, log_prob=likely)
     return transition, WorldState(**dict(zip(_STATE, out[second:], strict=True)))
 
 

@@ -4,13 +4,10 @@ A Minari data set is a folder `DIR/data` with `metadata.json` and `main_data.hdf
 `episode_0, episode_1, ...` per episode. They are read here with h5py alone, a window at a time: frames are
 never loaded as a whole, and a training node needs neither Minari nor a simulator. Time is aligned as in
 `worldflow.types`: frames `start .. start + length` and what happened between them.
-
-Data sets from other people may hold JPEG frames (Minari's default, lossy); they are decoded with Pillow.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,8 +19,10 @@ import numpy as np
 import torch
 
 from worldflow.episodes import CAPTION, as_episode, checked_episode, shared_caption
+from worldflow.frames import as_tensors, blank_frames, mapped
 from worldflow.index import SplitRule, sample_index, window_index
-from worldflow.spaces import action_spec, check_compatible, frame_shape
+from worldflow.spaces import check_compatible, data_spec
+from worldflow.stored_frames import DAMAGED, check_stored, read_frames, stored_parts
 from worldflow.types import Clip, DataSpec, Episode
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ Split = Literal["train", "held_out", "all"]
 
 
 class Dataset:
-    """A Minari data set on disk, of episodes that are seen as images or as vectors.
+    """A Minari data set on disk, of episodes that are seen as images, as vectors, or as both under their names.
 
     Only the spaces and the length of each episode are kept in memory. The file is opened at first use and
     once more in every process that reads, so a data set can be pickled and passed to workers.
@@ -57,7 +56,7 @@ class Dataset:
 
     Raises:
         FileNotFoundError: There is no data set.
-        ValueError: It is empty, damaged, cut off, or holds neither images nor vectors.
+        ValueError: It is empty, damaged, cut off, or holds neither images nor vectors nor dictionaries of both.
 
     Example:
         >>> dataset = Dataset("data/pendulum")           # doctest: +SKIP
@@ -129,7 +128,7 @@ class Dataset:
         with self._reading(number) as group:
             return checked_episode(
                 self.spec.action,
-                frames=self._pixels(group["observations"], 0, int(self.lengths[number]) + 1),
+                frames=read_frames(group["observations"], 0, int(self.lengths[number]) + 1, spec=self.spec),
                 actions=group["actions"][()],
                 rewards=group["rewards"][()],
                 terminated=group["terminations"][()],
@@ -154,11 +153,11 @@ class Dataset:
 
     def outcomes(self, number: int) -> tuple[Shaped[np.ndarray, "time *action"], Float32[np.ndarray, " time"]]:
         """Read an episode's actions and rewards, checked, and leave its frames on disk."""
-        length = int(self.lengths[number])
+        length, nothing = int(self.lengths[number]), blank_frames(self.spec, ())
         with self._reading(number) as group:
             episode = checked_episode(
                 self.spec.action,
-                frames=np.broadcast_to(np.zeros((), self.spec.frame_dtype), (length + 1, *self.spec.frame_shape)),
+                frames=mapped(lambda part: np.broadcast_to(part, (length + 1, *part.shape)), nothing),
                 actions=group["actions"][()],
                 rewards=group["rewards"][()],
                 terminated=group["terminations"][()],
@@ -182,7 +181,7 @@ class Dataset:
                 f"episode {number} has frames 0 to {self.lengths[number]}, got start {start} and stop {stop}"
             )
         with self._reading(number) as group:
-            return self._pixels(group["observations"], start, stop)
+            return read_frames(group["observations"], start, stop, spec=self.spec)
 
     def clip(self, number: int, start: int, stop: int) -> Episode:
         """Read transitions `start .. stop - 1` of an episode and the frames around them, without infos or caption."""
@@ -193,7 +192,7 @@ class Dataset:
         with self._reading(number) as group:
             return checked_episode(
                 self.spec.action,
-                frames=self._pixels(group["observations"], start, stop + 1),
+                frames=read_frames(group["observations"], start, stop + 1, spec=self.spec),
                 actions=group["actions"][start:stop],
                 rewards=group["rewards"][start:stop],
                 terminated=group["terminations"][start:stop],
@@ -207,14 +206,6 @@ class Dataset:
             raise IndexError(f"episode must be a number below {len(self)}, got {number}")
         return int(number) % len(self)
 
-    def _pixels(self, stored: h5py.Dataset, start: int, stop: int) -> np.ndarray:
-        raw = stored[start:stop]
-        if self.spec.is_vector:
-            return raw.astype(np.float32)
-        if not _is_raw(stored):
-            raw = _decode(raw)
-        return raw.reshape(stop - start, *self.spec.frame_shape)
-
     def _handle(self) -> h5py.File:
         if self._file is None or self._file[0] != os.getpid():
             try:
@@ -223,7 +214,7 @@ class Dataset:
             except FileNotFoundError:
                 raise
             except OSError as error:
-                raise ValueError(f"{self.file} cannot be read ({error}); {_DAMAGED}") from error
+                raise ValueError(f"{self.file} cannot be read ({error}); {DAMAGED}") from error
         return self._file[1]
 
     def _reading(self, number: int) -> _Reading:
@@ -231,8 +222,8 @@ class Dataset:
 
     def _checked_length(self, number: int) -> int:
         with self._reading(number) as group:
-            shapes = {name: group[name].shape for name in _PARTS}
-            stored = group["observations"]
+            shapes = {name: group[name].shape for name in _OUTCOMES}
+            stored = stored_parts(group["observations"], self.spec)
         length = shapes["rewards"][0]
         expected = {
             "actions": (length, *self.spec.action.shape),
@@ -242,27 +233,11 @@ class Dataset:
         }
         where = f"episode {number} of {self.path}"
         if length < 1:
-            raise ValueError(f"{where} has no transition; {_DAMAGED}")
+            raise ValueError(f"{where} has no transition; {DAMAGED}")
         for name, shape in expected.items():
             if shapes[name] != shape:
-                raise ValueError(f"{where}: {name} must have shape {shape}, got {shapes[name]}; {_DAMAGED}")
-        if stored.shape[0] != length + 1:
-            raise ValueError(
-                f"{where}: {length} transitions need {length + 1} frames, got {stored.shape[0]}; {_DAMAGED}"
-            )
-        if self.spec.is_vector:
-            if stored.shape[1:] != self.spec.frame_shape or stored.dtype.kind != "f":
-                raise ValueError(
-                    f"{where}: observations must be floats of shape {self.spec.frame_shape} as its metadata says, "
-                    f"got {stored.dtype} of shape {stored.shape[1:]}; {_DAMAGED}"
-                )
-        elif _is_raw(stored):
-            found = stored.shape[1:] if len(stored.shape) == 4 else (*stored.shape[1:], 1)
-            if found != self.spec.frame_shape or stored.dtype != np.uint8:
-                raise ValueError(
-                    f"{where}: frames must be uint8 of shape {self.spec.frame_shape} as its metadata says, "
-                    f"got {stored.dtype} of shape {found}; {_DAMAGED}"
-                )
+                raise ValueError(f"{where}: {name} must have shape {shape}, got {shapes[name]}; {DAMAGED}")
+        check_stored(stored, self.spec, num_frames=length + 1, where=where)
         return int(length)
 
 
@@ -301,7 +276,7 @@ def gather(dataset: Dataset, index: Int64[np.ndarray, "batch 2"], length: int) -
         raise ValueError(f"length must be at least 1 transition, got {length}")
     num = len(index)
     action = dataset.spec.action
-    frames = np.empty((num, length + 1, *dataset.spec.frame_shape), dtype=dataset.spec.frame_dtype)
+    frames = blank_frames(dataset.spec, (num, length + 1))
     actions = np.empty((num, length, *action.shape), dtype=action.dtype)
     rewards = np.zeros((num, length), dtype=np.float32)
     terminated, truncated, valid = (np.zeros((num, length), dtype=bool) for _ in range(3))
@@ -316,7 +291,7 @@ def gather(dataset: Dataset, index: Int64[np.ndarray, "batch 2"], length: int) -
         terminated[row, :count], truncated[row, :count] = part.terminated, part.truncated
         valid[row, :count] = True
     return Clip(
-        frames=torch.from_numpy(frames),
+        frames=as_tensors(frames),
         actions=torch.from_numpy(actions),
         rewards=torch.from_numpy(rewards),
         terminated=torch.from_numpy(terminated),
@@ -362,8 +337,7 @@ def windows(
     return (gather(dataset, index[at : at + batch_size], length) for at in range(0, len(index), batch_size))
 
 
-_PARTS = ("observations", "actions", "rewards", "terminations", "truncations")
-_DAMAGED = "it is damaged or was only copied in part: copy it again, or record it again"
+_OUTCOMES = ("actions", "rewards", "terminations", "truncations")
 
 
 class _Reading:
@@ -376,13 +350,11 @@ class _Reading:
         try:
             return self._file[f"episode_{self._number}"]
         except (KeyError, OSError) as error:
-            raise ValueError(
-                f"episode {self._number} of {self._path} cannot be opened ({error}); {_DAMAGED}"
-            ) from error
+            raise ValueError(f"episode {self._number} of {self._path} cannot be opened ({error}); {DAMAGED}") from error
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, (KeyError, OSError)):
-            raise ValueError(f"episode {self._number} of {self._path} cannot be read ({error}); {_DAMAGED}") from error
+            raise ValueError(f"episode {self._number} of {self._path} cannot be read ({error}); {DAMAGED}") from error
 
 
 def _folder(path: Path) -> Path:
@@ -398,9 +370,9 @@ def _metadata(folder: Path) -> dict[str, Any]:
     try:
         metadata = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing; {_DAMAGED}") from error
+        raise ValueError(f"{path} is missing; {DAMAGED}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); {_DAMAGED}") from error
+        raise ValueError(f"{path} is not JSON ({error}); {DAMAGED}") from error
     missing = [name for name in ("observation_space", "action_space") if name not in metadata]
     if missing:
         raise ValueError(f"{path} does not tell {' and '.join(missing)}; record it again with Minari 0.5 or later")
@@ -410,27 +382,12 @@ def _metadata(folder: Path) -> dict[str, Any]:
 
 
 def _spec(metadata: Mapping[str, Any]) -> DataSpec:
-    return DataSpec(
-        frame_shape=frame_shape(metadata["observation_space"]),
-        action=action_spec(metadata["action_space"]),
-        observation_space=metadata["observation_space"],
-        action_space=metadata["action_space"],
+    return data_spec(
+        metadata["observation_space"],
+        metadata["action_space"],
         env_spec=metadata.get("env_spec"),
         dataset_id=metadata.get("dataset_id", ""),
     )
-
-
-def _is_raw(stored: h5py.Dataset) -> bool:
-    # JPEG bytes are one row per frame, or a vector of any length per frame.
-    return len(stored.shape) > 2
-
-
-def _decode(encoded: np.ndarray) -> np.ndarray:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("this data set holds JPEG frames; install Pillow to read them") from error
-    return np.stack([np.asarray(Image.open(io.BytesIO(frame.tobytes()))) for frame in encoded])
 
 
 def _tree(stored: Any) -> Any:

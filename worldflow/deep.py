@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from worldflow.attention import Band, KeyValue, RotaryPositions, Transformer, frame_mask
 from worldflow.autoregressive import affine_parameters, cell_positions, word_positions
 from worldflow.jacobi import AffineConditional
+from worldflow.vector_tokens import num_vector_tokens, real_numbers
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int64
@@ -210,6 +211,7 @@ class DeepBlock(nn.Module):
         text_dim: Channels of a text token; 0 for a model without text.
         position_base: Side of the grid that positions are measured on; by default the rows of this one.
         has_time_axis: False gives the third axis's angles to rows and columns: released images without text.
+        vector_dim: Numbers of a vector beside the picture, in tokens behind the grid's (`worldflow.vector_tokens`).
     """
 
     def __init__(
@@ -227,21 +229,24 @@ class DeepBlock(nn.Module):
         text_dim: int = 0,
         position_base: int | None = None,
         has_time_axis: bool = True,
+        vector_dim: int = 0,
     ) -> None:
         super().__init__()
         base = position_base or grid[0]
-        self.num_tokens = grid[0] * grid[1]
+        below = num_vector_tokens(vector_dim, latent_dim)
+        self.num_tokens = grid[0] * grid[1] + below
         self.soft_clip = soft_clip
         self.start = nn.Parameter(torch.randn(latent_dim) * 0.02)
         self.proj_in = nn.Linear(latent_dim, width)
-        positions = cell_positions(grid, base=base)
+        self.register_buffer("is_real", real_numbers(grid, latent_dim, vector_dim), persistent=False)
+        self.is_real: Tensor | None
+        positions = cell_positions(grid, base=base, below=below)
         self.action_in = None
         if action_dim:
             self.action_in = nn.Sequential(nn.Linear(action_dim, width), nn.GELU(), nn.Linear(width, width))
             self.hidden_action = nn.Parameter(torch.randn(width) * 0.02)
-            last = torch.tensor(
-                [[float(grid[0]), 0.0, 0.0]], device="cpu"
-            )  # the slot behind the last token: one row further
+            # The slot behind the last token: one row further.
+            last = torch.tensor([[float(grid[0] + bool(below)), 0.0, 0.0]], device="cpu")
             positions = torch.cat((positions, last))
         self.draft_in = nn.Linear(latent_dim, width, bias=False) if has_draft else None
         self.draft_gate = nn.Parameter(torch.ones(latent_dim)) if has_draft else None
@@ -293,11 +298,16 @@ class DeepBlock(nn.Module):
             slots = slots + F.pad(hint, (0, 0, 0, slots.shape[-2] - hint.shape[-2]))
         return slots
 
-    def _affine(self, hidden: Tensor, draft: Tensor | None) -> tuple[Tensor, Tensor]:
-        mu, sigma = affine_parameters(self.proj_out(hidden), soft_clip=self.soft_clip)
+    def _affine(self, hidden: Tensor, draft: Tensor | None, *, first: int = 0) -> tuple[Tensor, Tensor]:
+        """The map of the tokens from `first` on, as many as there are hidden states of them."""
+        mu, sigma = self._scales(hidden, first)
         if self.draft_gate is not None and draft is not None:
             mu = mu + self.draft_gate * draft
         return mu, sigma
+
+    def _scales(self, hidden: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        is_real = None if self.is_real is None else self.is_real[first : first + hidden.shape[-2]]
+        return affine_parameters(self.proj_out(hidden), soft_clip=self.soft_clip, is_real=is_real)
 
     def forward(
         self,
@@ -335,7 +345,7 @@ class DeepBlock(nn.Module):
                 inputs = inputs + self.draft_in(hint)
             visible = mask[:, :, first:last, : cached + last]
             hidden, new = self.frames.transformer(inputs, rotary[:, first:last], mask=visible, past=past)
-            mu, sigma = self._affine(hidden, hint)
+            mu, sigma = self._affine(hidden, hint, first=first)
             return mu, sigma, new
 
         return parameters
@@ -367,7 +377,7 @@ class DeepBlock(nn.Module):
                 told = hint[:, first:until]
                 slots = slots + (told if last <= N else F.pad(told, (0, 0, 0, last - N)))
             hidden = frame(slots, first)
-            mu, sigma = affine_parameters(self.proj_out(hidden[:, : until - first]), soft_clip=self.soft_clip)
+            mu, sigma = self._scales(hidden[:, : until - first], first)
             if center is not None:
                 mu = mu + center[:, first:until]
             return mu, sigma, hidden

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from worldflow.attention import KeyValue
 from worldflow.autoregressive import cell_positions
 from worldflow.deep import FrameTransformer
+from worldflow.vector_tokens import num_vector_tokens, real_numbers
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int64
@@ -46,6 +47,7 @@ class Drafter(nn.Module):
         has_memory: Whether it also reads the running mean of all frames before.
         text_dim: Channels of a text token; 0 for a model without text.
         position_base: Side of the grid that positions are measured on; by default the rows of this one.
+        vector_dim: Numbers of a vector beside the picture, in tokens behind the grid's (`worldflow.vector_tokens`).
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Drafter(nn.Module):
         has_memory: bool = False,
         text_dim: int = 0,
         position_base: int | None = None,
+        vector_dim: int = 0,
     ) -> None:
         super().__init__()
         base = position_base or grid[0]
@@ -75,7 +78,7 @@ class Drafter(nn.Module):
         self.frames = FrameTransformer(
             width,
             layers,
-            positions=cell_positions(grid, base=base),
+            positions=cell_positions(grid, base=base, below=num_vector_tokens(vector_dim, latent_dim)),
             window=window,
             head_dim=head_dim,
             is_causal_inside=False,
@@ -86,6 +89,8 @@ class Drafter(nn.Module):
         self.proj_out = nn.Linear(width, latent_dim)
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
+        self.register_buffer("is_real", real_numbers(grid, latent_dim, vector_dim), persistent=False)
+        self.is_real: Tensor | None
         # How much of the last frame, of its change and of what the mean has more, each channel keeps: a still world is
         # drafted from the start.
         carry = torch.zeros(3 if has_memory else 2, latent_dim)
@@ -136,4 +141,5 @@ class Drafter(nn.Module):
             hidden, new = frame(slots[:, 0], 0)[:, None], None
         added = self.proj_out(hidden)
         added = added if added.dtype == torch.float64 else added.float()
-        return sum((keep * part for keep, part in zip(self.carry, told, strict=True)), added), new
+        draft = sum((keep * part for keep, part in zip(self.carry, told, strict=True)), added)
+        return draft if self.is_real is None else torch.where(self.is_real, draft, 0.0), new

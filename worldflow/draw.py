@@ -153,7 +153,7 @@ def draw_frame(
     is_traced: bool = False,
 ) -> DrawnFrame:
     """As `VideoFlow.draw`; `is_traced` draws by what a compiler can follow, token by token and without gradients."""
-    B = len(z)
+    B, z = len(z), flow.only_real(z)
     actions = None if action is None else action[:, None]
     both = state
     if guidance is not None:
@@ -170,7 +170,8 @@ def draw_frame(
     log_scale = solved.sigma.log().sum((-2, -1))
     return DrawnFrame(
         u=solved.x,
-        log_prob=standard_normal_log_prob((solved.x - solved.mu) / solved.sigma) - log_scale,
+        log_prob=standard_normal_log_prob((solved.x - solved.mu) / solved.sigma, num_filled=flow.config.num_filled)
+        - log_scale,
         entropy=log_scale + 0.5 * (1 + LOG_2PI) * flow.config.frame_dim,
         hidden=solved.hidden,
         state=after if guidance is None else after[:B],

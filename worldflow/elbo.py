@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from worldflow.codec import Codec
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def elbo(
     """
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
+    num_values = math.prod(world.config.data.image_shape)  # says so, where there are no pictures alone
     if std is None:
         if world.contexts is None:
             raise ValueError("this world stores no pasts to tell std by: give std, see worldflow.elbo.pixel_std")
@@ -131,7 +133,7 @@ def elbo(
         pixels=pixels / draws,
         latents=latents / draws,
         entropy=noise_entropy(world),
-        num_values=math.prod(world.config.data.image_shape),
+        num_values=num_values,
         pixel_std=std,
     )
 
@@ -167,6 +169,7 @@ def _levels(world: WorldModel, frames: Tensor) -> Float[Tensor, "frame channel r
 
 def _decoded(world: WorldModel, x: Float[Tensor, "frame token latent"], *, chunk: int = 256) -> Tensor:
     """Decoded frames in gray levels, neither rounded nor clipped."""
+    assert isinstance(world.codec, Codec)
     return 127.5 * (torch.cat(list(world.codec.decoded_parts(x, chunk=chunk))) + 1)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from worldflow.frames import Frames, mapped
 from worldflow.types import ActionSpec, Episode
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def as_episode(episode: object) -> Episode:
 
     Raises:
         TypeError: It is neither.
-        ValueError: Lengths do not match, frames are neither images nor vectors, or a number is not finite.
+        ValueError: Lengths do not match, frames are neither images nor vectors nor both under their names, or a number
+            is not finite.
     """
     if isinstance(episode, Episode):
         parts = {name: getattr(episode, name) for name in Episode.__dataclass_fields__}
@@ -51,15 +53,11 @@ def as_episode(episode: object) -> Episode:
         parts = {ours: getattr(episode, theirs) for ours, theirs in names.items()}
         parts["infos"] = getattr(episode, "infos", None) or {}
         parts["caption"] = shared_caption(parts["infos"].get(CAPTION, ()))
-    frames = np.asarray(parts["frames"])
-    is_vector = frames.dtype.kind == "f" and frames.ndim == 2 and frames.shape[1] > 0
-    if frames.ndim == 3:
-        frames = frames[..., None]
-    if not is_vector and (frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] not in (1, 3)):
-        raise ValueError(
-            "observations of an episode must be uint8 images (time + 1, row, column, 1 or 3 channels) or float "
-            f"vectors (time + 1, number), got {frames.dtype} of shape {frames.shape}"
-        )
+    frames = parts["frames"]
+    if isinstance(frames, Frames | Mapping):
+        frames = Frames({name: _image_or_vector(frames[name], f" ({name!r})") for name in frames.keys()})  # noqa: SIM118
+    else:
+        frames = _image_or_vector(frames)
     return checked_episode(None, **{**parts, "frames": frames}, where="the episode")
 
 
@@ -79,7 +77,8 @@ def checked_episode(
 
     Args:
         action: What actions must be; None takes any numbers.
-        frames: `uint8 (time + 1, row, column, channel)`, or numbers `(time + 1, number)`, which become `float32`.
+        frames: `uint8 (time + 1, row, column, channel)`, or numbers `(time + 1, number)`, which become `float32`; or
+            both as `worldflow.frames.Frames`.
         actions: One per transition, as the rest.
         rewards: `(time,)`.
         terminated: `(time,)`.
@@ -103,11 +102,7 @@ def checked_episode(
             f"{where}: {length} rewards need {length + 1} frames and {length} of everything else, "
             f"got {len(frames)} frames{''.join(', ' + count for count in wrong)} and rewards of shape {rewards.shape}"
         )
-    if frames.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # a number beyond the type's range becomes infinite, and is refused below
-            frames = frames.astype(np.float32, copy=False)
-        if not np.isfinite(frames).all():
-            raise ValueError(f"{where}: observations must be finite float32, got NaN or infinity; remove the episode")
+    frames = mapped(lambda part: _finite(part, where), frames)
     for name, values in {"actions": actions, "rewards": rewards}.items():
         if values.dtype.kind not in "fiub":
             raise ValueError(f"{where}: {name} must be numbers, got {values.dtype}")
@@ -126,6 +121,31 @@ def checked_episode(
         infos=infos,
         caption=caption,
     )
+
+
+def _image_or_vector(observed: Any, name: str = "") -> np.ndarray:
+    """Images with their channels, or vectors, as they are."""
+    frames = np.asarray(observed)
+    is_vector = frames.dtype.kind == "f" and frames.ndim == 2 and frames.shape[1] > 0
+    if frames.ndim == 3:
+        frames = frames[..., None]
+    if not is_vector and (frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] not in (1, 3)):
+        raise ValueError(
+            f"observations of an episode{name} must be uint8 images (time + 1, row, column, 1 or 3 channels) or float "
+            f"vectors (time + 1, number), got {frames.dtype} of shape {frames.shape}"
+        )
+    return frames
+
+
+def _finite(frames: np.ndarray, where: str) -> np.ndarray:
+    """Images as they are, and numbers as finite `float32`."""
+    if frames.dtype.kind != "f":
+        return frames
+    with np.errstate(over="ignore"):  # a number beyond the type's range becomes infinite, and is refused below
+        frames = frames.astype(np.float32, copy=False)
+    if not np.isfinite(frames).all():
+        raise ValueError(f"{where}: observations must be finite float32, got NaN or infinity; remove the episode")
+    return frames
 
 
 def shared_caption(said: Iterable[Any]) -> str | None:

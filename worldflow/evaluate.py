@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from worldflow.data import Dataset, gather
+from worldflow.frames import picture
 from worldflow.metrics import Curve, psnr_curve
 from worldflow.types import Clip, Dream
 
@@ -195,7 +196,8 @@ def rollout_report(
         raise ValueError(f"no held-out clip lasts {horizon} steps; shorten the horizon or record longer episodes")
     generator = torch.Generator().manual_seed(seed)
     dream = imagine_clips(world, clips, past=past, num_samples=num_samples, generator=generator)
-    real, imagined = clips.frames[is_whole][:, past + 1 :], dream.frames.cpu()[:, is_whole]
+    seen, imagined = picture(clips.frames)[is_whole], picture(dream.frames).cpu()[:, is_whole]
+    real = seen[:, past + 1 :]
     train = np.concatenate([dataset.outcomes(int(i))[1] for i in dataset.episodes("train")])
     rewards = clips.rewards[:, past:]
     return RolloutReport(
@@ -204,7 +206,7 @@ def rollout_report(
         dream=dream,
         is_whole=is_whole,
         model=psnr_curve(real, imagined),
-        copy_last=psnr_curve(real, clips.frames[is_whole][:, past : past + 1]),
+        copy_last=psnr_curve(real, seen[:, past : past + 1]),
         reward=RewardError(
             model=_rms((expected_reward(dream).cpu() - rewards)[valid]),
             constant=_rms((rewards - float(train.mean()))[valid]),

@@ -128,6 +128,12 @@ def evaluate(
             folder = run_folder(run)
             record = json.loads((folder / "world.json").read_text()).get("training", {})
         check_compatible(world.config.data, dataset.spec)
+        if dataset.spec.parts is not None:
+            raise ValueError(
+                "an evaluation measures pictures alone, but the observations are dictionaries of pictures and vectors; "
+                "`worldflow score` says how likely transitions are, `worldflow.evaluate.rollout_report` how true "
+                "imagined pictures"
+            )
         if dataset.spec.is_vector:
             raise ValueError(
                 "an evaluation measures pictures, but the observations are vectors; `worldflow score` says how likely "

@@ -11,9 +11,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from worldflow.frames import Frames
 
 if TYPE_CHECKING:
     from worldflow.data import Dataset, Split
@@ -32,7 +34,7 @@ def episode_hash(episode: Episode) -> str:
     Returns:
         16 hexadecimal digits (64 bits of blake2b).
     """
-    return _hash(episode.actions, episode.rewards, episode.frames[0], episode.frames[-1])
+    return _hash(episode.actions, episode.rewards, *_parts(episode.frames[0]), *_parts(episode.frames[-1]))
 
 
 def episode_hashes(dataset: Dataset, split: Split = "all") -> list[str]:
@@ -58,7 +60,7 @@ def episode_hashes(dataset: Dataset, split: Split = "all") -> list[str]:
         actions, rewards = dataset.outcomes(number)
         last = int(dataset.lengths[number])
         first_frame, last_frame = (dataset.frames(number, at, at + 1)[0] for at in (0, last))
-        hashes.append(_hash(actions, rewards, first_frame, last_frame))
+        hashes.append(_hash(actions, rewards, *_parts(first_frame), *_parts(last_frame)))
     return hashes
 
 
@@ -87,11 +89,24 @@ def world_fingerprint(world: WorldModel) -> str:
     Returns:
         16 hexadecimal digits.
     """
-    config = json.dumps(dataclasses.asdict(world.config), sort_keys=True)
+    config = json.dumps(_told(dataclasses.asdict(world.config)), sort_keys=True)
     parts = [np.frombuffer(config.encode(), np.uint8)]
     for name, tensor in sorted(world.state_dict().items()):
         parts += [np.frombuffer(name.encode(), np.uint8), tensor.detach().cpu().double().numpy()]
     return _hash(*parts)
+
+
+def _parts(frame: np.ndarray | Frames) -> list[np.ndarray]:
+    return list(frame.parts.values()) if isinstance(frame, Frames) else [frame]
+
+
+def _told(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without what came later and says nothing, so that worlds keep the hashes they had."""
+    return {
+        name: _told(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if not (name in ("parts", "vector_dim") and not value)
+    }
 
 
 def _hash(*arrays: np.ndarray) -> str:

@@ -40,6 +40,7 @@ from worldflow.jacobi import Method
 from worldflow.memory import exchange_last, running_means
 from worldflow.open_frame import ComingFrame
 from worldflow.state import WorldState
+from worldflow.vector_tokens import real_numbers
 from worldflow.weights import sharing
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class VideoFlow(nn.Module):
                 head_dim=config.head_dim,
                 position_base=config.position_base,
                 has_time_axis=config.has_time_axis,
+                vector_dim=config.vector_dim,
             )
             for i, layers in enumerate(config.shallow_layers)
         ]
@@ -86,6 +88,7 @@ class VideoFlow(nn.Module):
             text_dim=config.text_dim,
             position_base=config.position_base,
             has_time_axis=config.has_time_axis,
+            vector_dim=config.vector_dim,
         )
         self.drafter = None
         if config.draft_layers:
@@ -101,7 +104,11 @@ class VideoFlow(nn.Module):
                 has_memory=config.memory > 0,
                 text_dim=config.text_dim,
                 position_base=config.position_base,
+                vector_dim=config.vector_dim,
             )
+        is_real = real_numbers(config.grid, config.latent_dim, config.vector_dim)
+        self.register_buffer("is_real", is_real, persistent=False)
+        self.is_real: Tensor | None
 
     def on_grid(self, grid: tuple[int, int]) -> VideoFlow:
         """The same flow, with the same parameters, for frames of another number of tokens.
@@ -116,12 +123,16 @@ class VideoFlow(nn.Module):
         base = self.config.position_base or self.config.grid[0]
         return sharing(lambda: VideoFlow(replace(self.config, grid=grid, position_base=base)), self)
 
+    def only_real(self, x: Float[Tensor, "*batch token latent"]) -> Float[Tensor, "*batch token latent"]:
+        """The same with zeros for what only fills up the last token."""
+        return x if self.is_real is None else torch.where(self.is_real, x, 0.0)
+
     def to_deep(
         self, x: Float[Tensor, "batch time token latent"]
     ) -> tuple[Float[Tensor, "batch time token latent"], Float[Tensor, "batch time token"]]:
         """Through the shallow blocks: `u`, and their log-determinant of every token in nats."""
         B, T = x.shape[:2]
-        u = x.flatten(0, 1)
+        u = self.only_real(x).flatten(0, 1)
         log_det = u.new_zeros(u.shape[:2])
         for block in self.shallow:
             u, block_log_det = block(u)
@@ -227,7 +238,7 @@ class VideoFlow(nn.Module):
         z = (u - out.mu) / out.sigma
         log_det = log_det - out.sigma.log().sum(-1)
         return FlowOutput(
-            log_prob=standard_normal_log_prob(z) + log_det.sum(-1),
+            log_prob=standard_normal_log_prob(z, num_filled=self.config.num_filled) + log_det.sum(-1),
             z=z,
             log_det=log_det,
             u=u,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from worldflow.vector_tokens import num_vector_tokens
+
 __all__ = ["FlowConfig"]
 
 
@@ -15,6 +17,9 @@ class FlowConfig:
     """Channels of a token."""
     grid: tuple[int, int]
     """Rows and columns of tokens in a frame."""
+    vector_dim: int = 0
+    """Numbers of a vector that stands beside the picture, in tokens of their own behind those of the grid; the last of
+    these is filled up with zeros, which are no part of the density."""
     action_dim: int = 0
     """Length of an action's feature vector; 0 for a video without actions."""
     shallow_layers: tuple[int, ...] = (2,)
@@ -57,8 +62,9 @@ class FlowConfig:
                 "the flow needs an even number of blocks, an odd number of shallow ones and the deep one, or the deep "
                 f"one alone; got shallow_layers={self.shallow_layers}"
             )
-        if self.memory < 0:
-            raise ValueError(f"memory must not be negative, got {self.memory}")
+        for name in ("memory", "vector_dim"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("latent_dim", "shallow_width", "deep_layers", "deep_width", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -66,9 +72,14 @@ class FlowConfig:
     @property
     def num_tokens(self) -> int:
         """Tokens of a frame."""
-        return self.grid[0] * self.grid[1]
+        return self.grid[0] * self.grid[1] + num_vector_tokens(self.vector_dim, self.latent_dim)
 
     @property
     def frame_dim(self) -> int:
-        """Numbers in a frame's latent."""
-        return self.num_tokens * self.latent_dim
+        """Numbers in a frame's latent, without those that only fill it up."""
+        return self.grid[0] * self.grid[1] * self.latent_dim + self.vector_dim
+
+    @property
+    def num_filled(self) -> int:
+        """Numbers that only fill the last token up."""
+        return self.num_tokens * self.latent_dim - self.frame_dim

@@ -16,6 +16,7 @@ import torch
 
 from worldflow.atomic import replacing
 from worldflow.data import Dataset
+from worldflow.frames import as_tensors, mapped, picture, together
 from worldflow.muon import has_bfloat16
 from worldflow.randomness import normal, uniform
 from worldflow.symmetry import transformed
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from worldflow.codec import Codec
+    from worldflow.dict_codec import DictCodec
 
 MOST_NOISE = 3.0
 """Most noise that frames are redrawn through, as a multiple of the density's own: each gets a share of it at random.
@@ -121,10 +123,10 @@ class LatentData:
 def sample_frames(
     dataset: Dataset, most: int, *, generator: torch.Generator, run_length: int = 16
 ) -> tuple[UInt8[np.ndarray, "frame row column channel"], Int64[np.ndarray, "clip 3"]]:
-    """Frames of training episodes, all of them or about a random `most`, in short runs; and which of them are clips.
+    """Pictures of training episodes, all of them or about a random `most`, in short runs; and which of them are clips.
 
     Returns:
-        The frames, run behind run, and the indices of every three frames that follow each other. A run of fewer than
+        The pictures, run behind run, and the indices of every three frames that follow each other. A run of fewer than
         three repeats its last frame.
     """
     episodes = dataset.episodes("train")
@@ -133,7 +135,7 @@ def sample_frames(
     if counts.sum() > most:
         order = torch.randperm(len(runs), generator=generator)[: -(-most // run_length)].tolist()
         runs = [runs[i] for i in sorted(order)]
-    parts = [dataset.frames(int(e), at, min(at + run_length, int(dataset.lengths[e]) + 1)) for e, at in runs]
+    parts = [picture(dataset.frames(int(e), at, min(at + run_length, int(dataset.lengths[e]) + 1))) for e, at in runs]
     clips, first = [], 0
     for part in parts:
         start = np.arange(max(1, len(part) - 2))
@@ -144,7 +146,7 @@ def sample_frames(
 
 @torch.no_grad()
 def redrawn(
-    codec: Codec,
+    codec: Codec | DictCodec,
     x: Float32[Tensor, "*batch token latent"],
     *,
     generator: torch.Generator | None = None,
@@ -167,7 +169,7 @@ def redrawn(
 @torch.no_grad()
 def encode_dataset(
     dataset: Dataset,
-    codec: Codec,
+    codec: Codec | DictCodec,
     path: Path,
     *,
     device: torch.device,
@@ -197,11 +199,10 @@ def encode_dataset(
     """
     lengths = np.asarray(dataset.lengths, dtype=np.int64)
     first = np.concatenate(([0], np.cumsum(lengths + 1)))
-    grid, dim = codec.config.grid, codec.config.token_dim
     header = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)),
         "fortran_order": False,
-        "shape": (len(symmetries) * int(first[-1]), 2, grid[0] * grid[1], dim),
+        "shape": (len(symmetries) * int(first[-1]), 2, codec.config.num_tokens, codec.config.token_dim),
     }
     outcomes, done = [], 0
     with replacing(path) as temporary, temporary.open("wb") as file:
@@ -215,8 +216,8 @@ def encode_dataset(
                 waiting.append(episode.frames)
                 is_last = number == len(dataset) - 1
                 if is_last or sum(map(len, waiting)) >= chunk:
-                    frames = transformed(torch.from_numpy(np.concatenate(waiting)).to(device), element)
-                    x = codec.encode(frames, chunk=chunk)
+                    frames = as_tensors(together(np.concatenate, waiting)).to(device)
+                    x = codec.encode(mapped(lambda part, e=element: transformed(part, e), frames), chunk=chunk)
                     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device)):
                         shown = redrawn(codec, x, generator=generator, chunk=chunk)  # noisy in any case
                     both = torch.stack((x, shown.float()), dim=1)

@@ -89,7 +89,8 @@ def flow_loss(
     if out.draft is not None:
         # Without shallow blocks `u` is the noisy code, whose mean is the code: as a target it has less variance.
         target = (out.u if world.config.flow.shallow_layers else codes).detach()
-        draft = mean((out.draft - target).square().mean((-2, -1))[:, 1:], valid)
+        filled = target.shape[-2] * target.shape[-1] / world.config.flow.frame_dim  # what is zero in both has no share
+        draft = mean(filled * (out.draft - target).square().mean((-2, -1))[:, 1:], valid)
     hidden = out.hidden[:, 1:]
     reward = mean(-world.reward.log_prob(hidden, batch.rewards.to(device)), valid)
     termination = mean(-world.termination.log_prob(hidden, batch.terminated.to(device)), valid)

@@ -20,6 +20,7 @@ import numpy as np
 from worldflow.checkpoint import load
 from worldflow.detector import Alarms, Detector, Watch
 from worldflow.fingerprint import world_fingerprint
+from worldflow.frames import checked_frame, together
 from worldflow.score import fitting_episode
 from worldflow.score_types import EpisodeScores
 from worldflow.statistics import EpisodeScorer, stored_pixel_std
@@ -133,7 +134,7 @@ class Monitor:
             raise RuntimeError("call reset with the episode's first frame before step")
         frame = self._checked(frame)
         transition = Episode(
-            frames=np.stack((self._frame, frame)),
+            frames=together(np.stack, [self._frame, frame]),
             actions=np.asarray(action)[None],
             rewards=np.array([reward], np.float32),
             terminated=np.array([terminated]),
@@ -146,13 +147,6 @@ class Monitor:
             self.alarms = self._watch(scores)
         return scores
 
-    def _checked(self, frame: Any) -> np.ndarray:
+    def _checked(self, frame: Any) -> Any:
         """The frame in the type that the world knows."""
-        spec, frame = self.world.config.data, np.asarray(frame)
-        fits = frame.dtype.kind == "f" if spec.is_vector else frame.dtype == np.uint8
-        if not fits or frame.shape != spec.frame_shape:
-            raise ValueError(
-                f"frame must be {spec.frame_dtype} of shape {spec.frame_shape}, got {frame.dtype} of shape "
-                f"{frame.shape}"
-            )
-        return frame.astype(spec.frame_dtype, copy=False)
+        return checked_frame(self.world.config.data, frame)

@@ -133,7 +133,14 @@ class TrainConfig:
         Raises:
             ValueError: If the options ask for what its frames do not have.
         """
-        if data.is_vector:
+        if data.parts is not None:
+            for name, default in (("symmetry", "none"), ("joint", False), ("denoiser_layers", 0)):
+                if getattr(self, name) != default:
+                    raise ValueError(
+                        f"{name} is about pictures alone, but vectors are observed beside them: "
+                        f"{', '.join(data.parts.vectors)}; leave {name} out"
+                    )
+        elif data.is_vector:
             for name, default in (("codec", "latent"), ("symmetry", "none"), ("joint", False)):
                 if getattr(self, name) != default:
                     raise ValueError(
@@ -203,7 +210,7 @@ def _preset_config(train: TrainConfig, data: DataSpec, reward: RewardSupport, te
     # A step of the flow costs by the token: few tokens with many channels see four times as many frames in the same
     # time, and each of them is drawn in fewer sweeps.
     is_patch = train.codec == "patch"
-    smallest = min(data.image_shape[:2])
+    smallest = min(data.frame_shape[:2])
     has_large_cells = not is_patch and text is None and train.preset != "large" and smallest >= 64
     codec = CodecConfig(
         kind=train.codec,
@@ -214,12 +221,14 @@ def _preset_config(train: TrainConfig, data: DataSpec, reward: RewardSupport, te
         width={"tiny": 96, "base": 128, "large": 256}[train.preset],
         blocks={"tiny": 2, "base": 2, "large": 4}[train.preset],
         noise_std=train.noise_std or (0.05 if text is None else 0.2),
+        parts=data.parts,
     )
     flow = FlowConfig(
         latent_dim=codec.token_dim,
         grid=codec.grid,
+        vector_dim=codec.vector_dim,
         action_dim=data.action.feature_dim,
-        draft_mixing=codec.grid[0] * codec.grid[1] <= 4,
+        draft_mixing=codec.grid[0] * codec.grid[1] <= 4 and codec.num_tokens <= 6,
         has_shown=not is_patch and not size["shallow_layers"],  # drafts and codes share one space then
         memory=64,
         text_dim=0 if text is None else text.dim,

@@ -30,6 +30,7 @@ from worldflow.checkpoint import load
 from worldflow.data import Dataset, read_episodes
 from worldflow.episodes import checked_episode
 from worldflow.fingerprint import world_fingerprint
+from worldflow.frames import part_shapes
 from worldflow.score_types import EpisodeScores, columns
 from worldflow.spaces import check_compatible
 from worldflow.statistics import EpisodeScorer, frames_at_once, stored_pixel_std
@@ -175,12 +176,12 @@ def fitting_episode(world: WorldModel, episode: Episode, where: str) -> Episode:
     """
     spec = world.config.data
     for name, expected, found in (
-        ("frames", spec.frame_shape, episode.frames.shape[1:]),
-        ("actions", spec.action.shape, episode.actions.shape[1:]),
+        ("frames", spec.part_shapes, part_shapes(episode.frames)),
+        ("actions", {"": spec.action.shape}, {"": episode.actions.shape[1:]}),
     ):
-        if tuple(found) != tuple(expected):
+        if found != expected:
             raise ValueError(
-                f"{where}: the world knows {name} of shape {tuple(expected)}, got {tuple(found)}; "
+                f"{where}: the world knows {name} of shape {expected.get('', expected)}, got {found.get('', found)}; "
                 "score episodes of the environment that it was trained on, or train a new world"
             )
     return checked_episode(spec.action, **{f.name: getattr(episode, f.name) for f in fields(episode)}, where=where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from worldflow.checkpoint import load
 from worldflow.combination import DEFAULT_COMBINATION, CombinationName
 from worldflow.data import Dataset
 from worldflow.detector import Alarms, Detector
+from worldflow.frames import picture
 from worldflow.score import score, write_csv, write_json
 from worldflow.score_types import EpisodeScores, columns
 from worldflow.world import WorldModel
@@ -154,7 +156,7 @@ def _write_videos(
         full = max(float(np.concatenate(meters).max()), 1e-9)
     paths = []
     for number, meter in enumerate(meters):
-        frames = dataset.frames(number, 0, len(meter) + 1)
+        frames = picture(dataset.frames(number, 0, len(meter) + 1))
         rings = None if alarms is None else alarms[number].transition
         clip = surprise_meter(frames, meter, full=full, rings=rings)
         paths.append(str(write_video(clip, folder / f"episode_{number:04d}.mp4")))
@@ -170,6 +172,7 @@ def _write_heat(path: str, world: WorldModel, dataset: Dataset, scores: Sequence
     if token is None:
         raise ValueError("--heat: this world has shallow blocks, so what a token costs is not exact; leave it out")
     most = np.sort(np.argsort(scores[number].above_floor)[-6:]).tolist()
-    frames = dataset.frames(number, 0, len(token) + 1)
+    frames = picture(dataset.frames(number, 0, len(token) + 1))
+    token = token[:, : math.prod(world.config.flow.grid)]  # those of a vector have no place in the picture
     grid, title = world.config.flow.grid, f"Episode {number}: its most surprising frames"
     return save_figure(token_figure(frames, token, grid=grid, transitions=most, title=title), path)

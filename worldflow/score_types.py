@@ -44,6 +44,8 @@ class EpisodeScores:
         pixel_bits: Bound of the frame's bits per pixel and channel (`worldflow.elbo`); None where it was not asked for,
             or the world stores no pasts to tell by how much decoded frames are off.
         score_norm: Root mean square of the denoiser's score of the frame, 1 or less under the model; None without one.
+        vector: Where a vector stands beside the picture, its log-likelihood given that, nats: a part of `frame`, of
+            which the rest is the picture's; None where there is none, or where `token` is None.
         token: Negative log-likelihood of every token given the ones before it, nats; None where it is not exact, in
             flows with shallow blocks.
         standard_error: Of each of the above but `reconstruction` and `token`, over draws of the noise; empty for one.
@@ -70,6 +72,7 @@ class EpisodeScores:
     action_gain: Float[np.ndarray, " time"] | None = None
     pixel_bits: Float[np.ndarray, " time"] | None = None
     score_norm: Float[np.ndarray, " time"] | None = None
+    vector: Float[np.ndarray, " time"] | None = None
     token: Float[np.ndarray, "time token"] | None = None
     standard_error: Mapping[str, Float[np.ndarray, " time"]] = field(default_factory=dict)
     anomaly: Bool[np.ndarray, " time"] | None = None

@@ -1,8 +1,8 @@
 """Spaces as plain numbers: what Minari's JSON says about frames and actions, without a simulator.
 
-Minari stores `observation_space` and `action_space` of a data set as JSON. `frame_shape` and `action_spec`
-read them, so that a training node needs neither Gymnasium nor Minari, and `check_compatible` tells what is
-different between the spaces a model was trained for and the ones a data set holds.
+Minari stores `observation_space` and `action_space` of a data set as JSON. `data_spec` reads them, so that a training
+node needs neither Gymnasium nor Minari, and `check_compatible` tells what is different between the spaces a model was
+trained for and the ones a data set holds.
 """
 
 from __future__ import annotations
@@ -12,15 +12,41 @@ from typing import Any
 
 import numpy as np
 
-from worldflow.types import ActionSpec, DataSpec
+from worldflow.types import ActionSpec, DataSpec, PartsSpec
 
-__all__ = ["action_spec", "check_compatible", "differences", "frame_shape"]
+__all__ = ["action_spec", "check_compatible", "data_spec", "differences", "frame_shape"]
 
 _REMEDY = "record the task from pixels with `worldflow collect`, or wrap it so that it returns images or a vector"
 
 
+def data_spec(
+    observation_space: str, action_space: str, *, env_spec: str | None = None, dataset_id: str = ""
+) -> DataSpec:
+    """Read what is observed and done from serialized spaces.
+
+    Args:
+        observation_space: As JSON: a Box as for `frame_shape`, or a Dict of one picture and at least one vector.
+        action_space: As JSON, as for `action_spec`.
+        env_spec: The environment's specification as JSON, if there is one.
+        dataset_id: Name of the data set.
+
+    Raises:
+        ValueError: A space is of another kind.
+    """
+    shape, parts = _dict_parts(observation_space) or (frame_shape(observation_space), None)
+    return DataSpec(
+        frame_shape=shape,
+        parts=parts,
+        action=action_spec(action_space),
+        observation_space=observation_space,
+        action_space=action_space,
+        env_spec=env_spec,
+        dataset_id=dataset_id,
+    )
+
+
 def frame_shape(space: str) -> tuple[int, ...]:
-    """Read the shape of a frame from a serialized observation space.
+    """Read the shape of a frame from a serialized observation space, which is no Dict.
 
     Args:
         space: The space as JSON. It must be a `uint8` Box `(row, column)` or `(row, column, channel)` with
@@ -108,8 +134,9 @@ def check_compatible(spec: DataSpec, other: DataSpec) -> None:
 def differences(spec: DataSpec, other: DataSpec) -> list[str]:
     """What is different between the spaces of two data sets or environments, a line each."""
     found = []
-    if spec.frame_shape != other.frame_shape:
-        found.append(f"frames: expected shape {spec.frame_shape}, got {other.frame_shape}")
+    if (spec.frame_shape, spec.parts) != (other.frame_shape, other.parts):
+        expected, given = (one.frame_shape if one.parts is None else one.part_shapes for one in (spec, other))
+        found.append(f"frames: expected shape {expected}, got {given}")
     ours, theirs = spec.action, other.action
     if ours.is_discrete != theirs.is_discrete:
         found.append(f"actions: expected {_kind(ours)} ones, got {_kind(theirs)} ones")
@@ -127,6 +154,32 @@ def differences(spec: DataSpec, other: DataSpec) -> list[str]:
             if not _same(getattr(ours, name), getattr(theirs, name))
         ]
     return found
+
+
+def _dict_parts(space: str) -> tuple[tuple[int, ...], PartsSpec] | None:
+    """The shape of the picture in a Dict, and what all of its parts are; None of other spaces."""
+    data = _load(space, "observation")
+    if data["type"] != "Dict":
+        return None
+    shapes = {}
+    for name, inner in sorted(data["subspaces"].items()):
+        try:
+            shapes[name] = frame_shape(json.dumps(inner))
+        except ValueError as error:
+            raise ValueError(f"observations are a Dict whose {name!r} cannot be learned: {error}") from error
+    pictures = [name for name, shape in shapes.items() if len(shape) == 3]
+    vectors = tuple(name for name, shape in shapes.items() if len(shape) == 1)
+    if len(pictures) != 1 or not vectors:
+        remedy = {
+            (0, True): "flatten it to one vector with gymnasium.wrappers.FlattenObservation",
+            (1, False): "observe the picture alone, without a Dict",
+        }.get((len(pictures), bool(vectors)), "keep one picture with gymnasium.wrappers.FilterObservation")
+        raise ValueError(
+            f"observations in a Dict must be one picture and at least one vector, got the pictures {pictures} and the "
+            f"vectors {list(vectors)}; {remedy}"
+        )
+    sizes = tuple(shapes[name][0] for name in vectors)
+    return shapes[pictures[0]], PartsSpec(picture=pictures[0], vectors=vectors, numbers=sizes)
 
 
 def _load(space: str, what: str) -> dict[str, Any]:

@@ -45,6 +45,7 @@ from torch import Tensor
 from worldflow.autoregressive import LOG_2PI
 from worldflow.elbo import noise_entropy, pixel_log_prob, pixel_std
 from worldflow.flow_types import FlowOutput
+from worldflow.frames import as_tensors, mapped
 from worldflow.randomness import normal
 from worldflow.score_types import EpisodeScores
 from worldflow.world import WorldModel
@@ -158,7 +159,7 @@ class EpisodeScorer:
         numbers["above_floor"] = world.above_floor(known)
         entropy = -log_det.sum(-1) + 0.5 * dim * (1 + LOG_2PI)
         numbers["entropy"] = world.above_floor(-entropy)
-        numbers |= normality(z, self._z.double(), grid=world.config.flow.grid)
+        numbers |= normality(z, self._z.double(), grid=world.config.flow.grid, is_real=world.flow.is_real)
         numbers["typicality"] = self._typicality(numbers["z_variance"].cpu())
 
         pairs = torch.stack((torch.cat((self._x, x[:, :-1]), 1), x), 2).flatten(0, 1)
@@ -172,7 +173,11 @@ class EpisodeScorer:
             numbers["pixel_bits"] = self._pixel_bits(x, frames, known)
         token = None
         if not world.config.flow.shallow_layers:
-            token = (0.5 * (z.square() + LOG_2PI).sum(-1) - log_det).mean(0).cpu().numpy()
+            nats = 0.5 * (z.square() + LOG_2PI).sum(-1) - log_det
+            nats[..., -1] -= 0.5 * LOG_2PI * world.config.flow.num_filled
+            token = nats.mean(0).cpu().numpy()
+            if world.config.flow.vector_dim:
+                numbers["vector"] = -nats[..., math.prod(world.config.flow.grid) :].sum(-1)
 
         self._codes, self._x, self._z = codes[-1:], x[:, -1:], out.z[:K, -1:]
         return self._scores(numbers, reconstruction, token)
@@ -180,16 +185,16 @@ class EpisodeScorer:
     def _encode(self, frames: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Codes without noise `(time, token, latent)`, and the error of every frame's round trip."""
         world = self.world
-        pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(world.device)
-        codes = world.codec.encode(pixels)
-        off = world.codec.from_frames(world.codec.decode(codes)) - world.codec.from_frames(pixels)
-        return codes.to(world.dtype), off.square().mean(tuple(range(1, off.dim()))).double().cpu().numpy()
+        seen = as_tensors(mapped(np.ascontiguousarray, frames)).to(world.device)
+        codes = world.codec.encode(seen)
+        error = world.codec.reconstruction_error(seen, codes)
+        return codes.to(world.dtype), error.double().cpu().numpy()
 
     def _noisy(self, codes: Float[Tensor, "time token latent"]) -> Float[Tensor, "draw time token latent"]:
         world = self.world
         shape = (self.num_draws, *codes.shape[1:])
         noise = [normal(shape, self._generators, device=world.device, dtype=world.dtype) for _ in codes]
-        return codes + world.config.codec.noise_std * torch.stack(noise, dim=1)
+        return codes + world.config.codec.noise_std * world.flow.only_real(torch.stack(noise, dim=1))
 
     def _features(self, actions: np.ndarray) -> Float[Tensor, "gain time feature"]:
         """Features of the actions under every gain."""
@@ -269,24 +274,26 @@ def normality(
     before: Float[Tensor, "*batch 1 token latent"],
     *,
     grid: tuple[int, int],
+    is_real: Bool[Tensor, "token latent"] | None = None,
 ) -> dict[str, Float[Tensor, "*batch time"]]:
     """Statistics that are standard normal, or nearly, where `z` is white Gaussian noise.
 
     Args:
         z: The noise that frames are mapped to.
         before: That of the frame before the first one.
-        grid: Rows and columns of tokens.
+        grid: Rows and columns of a picture's tokens; others may follow, which have no neighbors in space.
+        is_real: Which numbers are noise, where some only fill up a token with zeros.
 
     Returns:
         `z_mean, z_variance, z_skewness, z_kurtosis, z_spatial, z_temporal`, as in `EpisodeScores`.
     """
-    dim = z.shape[-2] * z.shape[-1]
+    dim = z.shape[-2] * z.shape[-1] if is_real is None else int(is_real.sum())
 
     def mean(values: Tensor) -> Tensor:
-        return values.mean((-2, -1))
+        return values.mean((-2, -1)) if is_real is None else values[..., is_real].mean(-1)
 
     square = z.square()
-    cells = z.unflatten(-2, grid)
+    cells = z[..., : grid[0] * grid[1], :].unflatten(-2, grid)
     right = (cells[..., :, 1:, :] * cells[..., :, :-1, :]).sum((-3, -2, -1))
     below = (cells[..., 1:, :, :] * cells[..., :-1, :, :]).sum((-3, -2, -1))
     neighbors = z.shape[-1] * (grid[0] * (grid[1] - 1) + (grid[0] - 1) * grid[1])
@@ -309,8 +316,10 @@ def frames_at_once(num_draws: int) -> int:
 def stored_pixel_std(world: WorldModel) -> float | None:
     """Gray levels that decoded frames are off by on the pasts that are stored with a world.
 
-    None without any, and where frames are vectors: they have no gray levels to be bits of.
+    None without any, and where frames are vectors or have some beside the picture: they have no gray levels to be bits
+    of.
     """
-    if world.contexts is None or world.config.data.is_vector:
+    data = world.config.data
+    if world.contexts is None or data.is_vector or data.parts is not None:
         return None
     return pixel_std(world, world.contexts.frames, generator=torch.Generator().manual_seed(0))

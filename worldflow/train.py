@@ -23,9 +23,11 @@ from worldflow.atomic import replacing
 from worldflow.codec import LatentCodec
 from worldflow.codec_frames import CodecFrames
 from worldflow.data import Dataset, gather
+from worldflow.dict_codec import DictCodec
 from worldflow.evaluate import held_out_clips, imagine_clips
 from worldflow.fingerprint import episode_hashes
 from worldflow.fit import CODEC, FLOW, FitState, Stage, fit
+from worldflow.frames import picture
 from worldflow.heads import RewardSupport
 from worldflow.hints import did_you_mean
 from worldflow.index import sample_index, window_index
@@ -134,6 +136,11 @@ def chosen_device(name: str) -> torch.device:
     return device
 
 
+def _of_pictures(world: WorldModel) -> nn.Module:
+    """The codec, or the part of it that is about pictures."""
+    return world.codec.picture if isinstance(world.codec, DictCodec) else world.codec
+
+
 class _Run:
     """One training, from data to a saved world."""
 
@@ -176,10 +183,11 @@ class _Run:
         if config.codec_from is not None:
             if self.saved is None:
                 self._take_codec(world, config.codec_from)
-        elif isinstance(world.codec, LatentCodec) and not config.joint:
-            self._fit_codec(world, world.codec, log)
-        elif isinstance(world.codec, VectorCodec):
-            world.codec.set_statistics(*vector_statistics(self.dataset))
+        else:
+            if isinstance(world.codec, VectorCodec | DictCodec):
+                world.codec.set_statistics(*vector_statistics(self.dataset))
+            if isinstance(codec := _of_pictures(world), LatentCodec) and not config.joint:
+                self._fit_codec(world, codec, log)
         world.contexts = self._contexts(world.config.flow.window)
         if config.joint:
             clips = self._joint_clips(world)
@@ -345,7 +353,7 @@ class _Run:
 
         world.train()
         world.codec.train(config.joint)
-        trains_codec = isinstance(world.codec, LatentCodec) and config.codec_from is None and not config.joint
+        trains_codec = isinstance(_of_pictures(world), LatentCodec) and config.codec_from is None and not config.joint
         codec_share = config.codec_share if trains_codec else 0.0
         minutes = None if config.minutes is None else config.minutes * (1 - codec_share)
         self._fit(
@@ -464,5 +472,6 @@ class _Run:
         from worldflow.figures import save_figure  # drawing is slow to import and not needed to train
         from worldflow.strips import imagined_figure
 
-        figure = imagined_figure(clips.frames[:, past + 1 :].numpy(), dream.frames[0].cpu().numpy())
+        real, imagined = picture(clips.frames), picture(dream.frames)
+        figure = imagined_figure(real[:, past + 1 :].numpy(), imagined[0].cpu().numpy())
         save_figure(figure, self.folder / "imagined.png")

@@ -14,14 +14,15 @@ Time is aligned as in a Minari episode: `frames[t]` and `actions[t]` lead to `fr
 `rewards[t]`, `terminated[t]` and `truncated[t]`. So there are `time + 1` frames and `time` of the rest.
 Frames are `uint8 (..., time, row, column, channel)` at the boundary and
 float `(..., time, channel, row, column)` in [-1, 1] inside. Where a vector is observed instead of a picture, it is the
-frame: `float32 (..., time, number)` at the boundary, in its own units. Shapes below are those of pictures.
+frame: `float32 (..., time, number)` at the boundary, in its own units. Where a dictionary of a picture and vectors is
+observed, frames are `worldflow.frames.Frames`, indexed as arrays of frames are. Shapes below are those of pictures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ __all__ = [
     "Episode",
     "Generators",
     "LogProb",
+    "PartsSpec",
     "Transition",
 ]
 
@@ -81,11 +83,37 @@ class ActionSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PartsSpec:
+    """Names of what is observed at once: a picture, and vectors beside it.
+
+    Args:
+        picture: Name of the picture.
+        vectors: Names of the vectors, in alphabetical order, as their numbers stand side by side.
+        numbers: How many each of them has.
+    """
+
+    picture: str
+    vectors: tuple[str, ...]
+    numbers: tuple[int, ...]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many numbers each vector has, by its name."""
+        return dict(zip(self.vectors, self.numbers, strict=True))
+
+    @property
+    def vector_dim(self) -> int:
+        """Numbers of all vectors together."""
+        return sum(self.numbers)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSpec:
     """What a data set holds, read from its metadata.
 
     Args:
         frame_shape: `(row, column, channel)` of a picture, `(number,)` of a vector.
+        parts: Where a dictionary is observed, what is in it; `frame_shape` is its picture's then.
         action: The action's description.
         observation_space, action_space: The recorded spaces, as Minari serializes them (JSON).
         env_spec: The recorded environment's specification as JSON, or None.
@@ -100,6 +128,7 @@ class DataSpec:
     action_space: str = field(repr=False)
     env_spec: str | None = field(default=None, repr=False)
     dataset_id: str = ""
+    parts: PartsSpec | None = None
 
     @property
     def is_vector(self) -> bool:
@@ -107,8 +136,20 @@ class DataSpec:
         return len(self.frame_shape) == 1
 
     @property
+    def observed(self) -> Literal["pixels", "vector", "dict"]:
+        """What is observed: pictures, vectors, or both, as `worldflow.envs.making.make_env` takes it."""
+        return "dict" if self.parts is not None else "vector" if self.is_vector else "pixels"
+
+    @property
+    def part_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each part of a frame by its name; the name is empty where a frame is one array."""
+        if self.parts is None:
+            return {"": self.frame_shape}
+        return {self.parts.picture: self.frame_shape} | {name: (size,) for name, size in self.parts.sizes.items()}
+
+    @property
     def frame_dtype(self) -> str:
-        """NumPy name of the type of frames: `uint8` of pictures, `float32` of vectors."""
+        """NumPy name of the type of frames: `uint8` of pictures, `float32` of vectors, which may stand beside one."""
         return "float32" if self.is_vector else "uint8"
 
     @property
@@ -116,8 +157,14 @@ class DataSpec:
         """`(row, column, channel)`, for all that makes sense for pictures only.
 
         Raises:
-            ValueError: If frames are vectors.
+            ValueError: If frames are vectors, or there are vectors beside the picture.
         """
+        if self.parts is not None:
+            raise ValueError(
+                f"this needs pictures alone, but the observations are dictionaries of the picture "
+                f"{self.parts.picture!r} and {self.parts.vector_dim} numbers in {', '.join(self.parts.vectors)}; "
+                "record the picture alone to use it (`worldflow collect --observation pixels`)"
+            )
         if self.is_vector:
             raise ValueError(
                 f"this needs pictures, but the observations are vectors of {self.frame_shape[0]} numbers; "

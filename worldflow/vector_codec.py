@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from worldflow.codec import Codec, CodecConfig
+from worldflow.frames import Frames
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -93,15 +94,27 @@ class VectorCodec(Codec):
     ) -> Iterator[Float[Tensor, "frame number"]]:
         yield from map(self.decode_pixels, x.reshape(-1, *x.shape[-2:]).split(chunk))
 
+    def shown(  # noqa: D102
+        self, x: Float[Tensor, "batch token latent"]
+    ) -> tuple[Float[Tensor, "batch number"], Float[Tensor, "batch token latent"]]:
+        numbers = self.decode_pixels(x)
+        return self.to_frames(numbers.detach()), self.encode_pixels(numbers)
+
     def _pad(self, pixels: Tensor) -> Tensor:
         return pixels
 
 
 def vector_statistics(dataset: Dataset) -> tuple[Float[Tensor, " number"], Float[Tensor, " number"]]:
-    """Mean and standard deviation of every number of a data set's training observations, read an episode at a time."""
-    count, mean, squares = 0, torch.zeros(dataset.spec.frame_shape, dtype=torch.float64), 0.0
+    """Mean and standard deviation of every number of a data set's training observations, read an episode at a time.
+
+    Where vectors stand beside a picture, they are taken one behind the other, in the order of their names.
+    """
+    spec = dataset.spec
+    size = spec.frame_shape[0] if spec.parts is None else spec.parts.vector_dim
+    count, mean, squares = 0, torch.zeros(size, dtype=torch.float64), 0.0
     for number in dataset.episodes("train").tolist():
-        frames = torch.from_numpy(dataset.frames(number, 0, int(dataset.lengths[number]) + 1)).double()
+        seen = dataset.frames(number, 0, int(dataset.lengths[number]) + 1)
+        frames = torch.from_numpy(seen.vector if isinstance(seen, Frames) else seen).double()
         own, n = frames.mean(0), len(frames)
         # Two groups joined (Chan et al., 1979): sums of squares would lose what varies little far from zero.
         squares = squares + (frames - own).square().sum(0) + (own - mean).square() * (count * n / (count + n))

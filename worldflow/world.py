@@ -23,6 +23,7 @@ from worldflow.compiled import CompiledStep, CompiledSteps, compiled_step
 from worldflow.denoiser import Denoiser
 from worldflow.draw import draw_frame
 from worldflow.flow import DrawnFrame, Guidance, VideoFlow
+from worldflow.frames import as_tensors, together
 from worldflow.heads import RewardHead, TerminationHead
 from worldflow.jacobi import Method
 from worldflow.randomness import normal, uniform
@@ -92,14 +93,14 @@ class WorldModel(nn.Module):
         Raises:
             ValueError, TypeError: If the frames have the wrong size or type.
         """
-        return self.codec.encode(torch.as_tensor(frames).to(self.device)).to(self.dtype)
+        return self.codec.encode(as_tensors(frames).to(self.device)).to(self.dtype)
 
     def with_noise(
         self, codes: Float[Tensor, "batch time token latent"], *, generator: Generators = None
     ) -> Float[Tensor, "batch time token latent"]:
         """Noisy codes `x~ = x + noise_std * eps`."""
         noise = normal(tuple(codes.shape), generator, device=self.device, dtype=self.dtype)
-        return codes + self.config.codec.noise_std * noise
+        return codes + self.config.codec.noise_std * self.flow.only_real(noise)
 
     def encode_actions(
         self, actions: Shaped[Tensor | np.ndarray, "batch time *action"]
@@ -150,10 +151,10 @@ class WorldModel(nn.Module):
         Raises:
             ValueError, TypeError: If shapes or types are wrong.
         """
-        frames = torch.as_tensor(frames)
-        if frames.dim() != 2 + len(self.config.data.frame_shape):
-            frame = "number" if self.config.data.is_vector else "row, column, channel"
-            expected = f"(batch, past + 1, {frame})"
+        frames, data = as_tensors(frames), self.config.data
+        if frames.ndim != (2 if data.parts else 2 + len(data.frame_shape)):
+            frame = "" if data.parts else ", number" if data.is_vector else ", row, column, channel"
+            expected = f"(batch, past + 1{frame})"
             raise ValueError(f"frames must have shape {expected}, got {tuple(frames.shape)}")
         B, T = frames.shape[:2]
         if past_actions is None:
@@ -389,11 +390,11 @@ class WorldModel(nn.Module):
         frame_log_prob = stack([t.log_prob.frame for t in transitions])
         seen = [t.frame for t in transitions if t.frame is not None]
         if seen:
-            decoded = stack(seen)
+            decoded = together(stack, seen)
         else:
             u = stack([t.latent for t in transitions])
             x, log_det = self._to_frame_latent(u.flatten(0, 2), method=method)
-            decoded = self.codec.decode(x).unflatten(0, u.shape[:3])
+            decoded = self.codec.decode(x.unflatten(0, u.shape[:3]))
             frame_log_prob = frame_log_prob + log_det.unflatten(0, u.shape[:3])
         return Dream(
             frames=decoded,

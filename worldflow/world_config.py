@@ -55,13 +55,21 @@ class WorldConfig:
                 f"the codec gives {self.codec.grid} tokens of {self.codec.token_dim} channels, "
                 f"the flow takes {self.flow.grid} of {self.flow.latent_dim}"
             )
+        if self.codec.parts != self.data.parts or self.codec.vector_dim != self.flow.vector_dim:
+            raise ValueError(
+                f"beside the picture the data hold {self.data.parts}, the codec gives {self.codec.parts} and the flow "
+                f"takes {self.flow.vector_dim} numbers"
+            )
         if self.flow.text_dim != (0 if self.text is None else self.text.dim):
             raise ValueError(f"the flow reads text of {self.flow.text_dim} channels, the world's text is {self.text}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contexts:
-    """Short recorded pasts to start from: a bank that travels with the weights."""
+    """Short recorded pasts to start from: a bank that travels with the weights.
+
+    Frames may be `worldflow.frames.Frames`, as in all that travels.
+    """
 
     frames: UInt8[Tensor, "clip past+1 row column channel"]
     actions: Shaped[Tensor, "clip past *action"]
