@@ -68,15 +68,19 @@ class Hdf5Source(Source):
         with _opened(path) as file:
             group = file[place]
             actions = _first(group, self._names_of_actions())[part]
-            frames, is_followed = self._frames(group, part, len(actions), name)
-            if self._wanted.observed == "pixels":
-                frames = as_pictures(frames, self._wanted, name=name)
-            state = None if self._wanted.observed == "vector" else _first(group, STATES)
-            state = None if state is None or state.ndim != 2 or is_followed else state[_longer(part, state)]
+            wanted, vector = self._wanted, None
+            frames, is_followed = _seen(group, part, len(actions), name, wanted.observed == "vector", wanted.frames)
+            if wanted.observed != "vector":
+                frames = as_pictures(frames, wanted, name=name)
+            if wanted.observed == "dict":
+                vector, _ = _seen(group, part, len(actions), name, True, wanted.vector)
+            state = _first(group, STATES) if wanted.observed == "pixels" and not is_followed else None
+            state = None if state is None or state.ndim != 2 else state[part]
             return Recorded(
                 name=name,
                 frames=frames,
                 actions=actions,
+                vector=vector,
                 rewards=_cut(_first(group, REWARDS), part),
                 terminated=_cut(_first(group, ENDS), part),
                 state=state if state is not None and len(state) >= len(frames) else None,
@@ -85,29 +89,28 @@ class Hdf5Source(Source):
     def _names_of_actions(self) -> tuple[str, ...]:
         return ACTIONS if self._wanted.actions is None else (self._wanted.actions,)
 
-    def _frames(self, group: Any, part: slice, length: int, name: str) -> tuple[np.ndarray, bool]:
-        """What is seen, and whether the last frame of it was kept apart."""
-        found = _candidates(group, self._wanted.observed)
-        what = "pictures" if self._wanted.observed == "pixels" else "vectors"
-        if not found:
-            raise ValueError(f"{name} holds no {what}; it holds {', '.join(_all(group)) or 'nothing'}")
-        chosen = self._wanted.frames
-        if chosen is None:
-            if len(found) > 1:
-                raise ValueError(f"{name} holds several {what}, {', '.join(found)}; choose one with --frames")
-            chosen = found[0]
-        matching = [key for key in found if key == chosen or key.endswith("/" + chosen)]
-        if len(matching) != 1:
-            raise ValueError(f"{name} has no {what} {chosen!r}{did_you_mean(chosen, found)}")
-        data = group[matching[0]]
-        frames = data[_longer(part, data)]
-        if len(frames) == length:
-            head, _, rest = matching[0].partition("/")
-            for follower in NEXT:
-                after = group.get(f"{follower}/{rest}" if rest else follower)
-                if isinstance(after, h5py.Dataset) and after.shape[1:] == data.shape[1:] and head not in NEXT:
-                    return np.concatenate((frames, after[part][-1:])), True
-        return frames, False
+
+def _seen(
+    group: Any, part: slice, length: int, name: str, is_vector: bool, chosen: str | None
+) -> tuple[np.ndarray, bool]:
+    """What is seen, and whether the last of it was kept apart."""
+    found, what, option = _candidates(group, is_vector), "vectors" if is_vector else "pictures", "--frames or --vector"
+    if not found:
+        raise ValueError(f"{name} holds no {what}; it holds {', '.join(_all(group)) or 'nothing'}")
+    if chosen is None and len(found) > 1:
+        raise ValueError(f"{name} holds several {what}, {', '.join(found)}; choose one with {option}")
+    matching = [key for key in found if chosen is None or key == chosen or key.endswith("/" + chosen)]
+    if len(matching) != 1:
+        raise ValueError(f"{name} has no {what} {chosen!r}{did_you_mean(chosen or '', found)}")
+    data = group[matching[0]]
+    frames = data[part]
+    if len(frames) == length:
+        _, _, rest = matching[0].partition("/")
+        for follower in NEXT:
+            after = group.get(f"{follower}/{rest}" if rest else follower)
+            if isinstance(after, h5py.Dataset) and after.shape[1:] == data.shape[1:]:
+                return np.concatenate((frames, after[part][-1:])), True
+    return frames, False
 
 
 def _episodes_of(path: Path, actions: str | None) -> list[tuple[Path, str, slice]]:
@@ -153,16 +156,14 @@ def _first(group: Any, names: tuple[str, ...]) -> Any:
     return None
 
 
-def _candidates(group: Any, observed: str) -> list[str]:
+def _candidates(group: Any, is_vector: bool) -> list[str]:
     found = []
     for key in _all(group):
         data = cast(h5py.Dataset, group[key])
         head = key.partition("/")[0]
         if head in NEXT or key in (*ACTIONS, *STATES) or not len(data):
             continue
-        is_picture = data.dtype == np.uint8 and data.ndim == 4
-        is_vector = data.dtype.kind == "f" and data.ndim == 2 and not is_picture
-        if is_picture if observed == "pixels" else is_vector:
+        if (data.dtype.kind == "f" and data.ndim == 2) if is_vector else (data.dtype == np.uint8 and data.ndim == 4):
             found.append(key)
     return found
 
@@ -171,11 +172,6 @@ def _all(group: Any) -> list[str]:
     found: list[str] = []
     group.visititems(lambda place, item: found.append(place) if isinstance(item, h5py.Dataset) and item.ndim else None)
     return found
-
-
-def _longer(part: slice, data: Any) -> slice:
-    """A whole episode's frames, however many; of a part of many episodes, as many as it has actions."""
-    return part if part.stop is not None else slice(None)
 
 
 def _cut(data: Any, part: slice) -> np.ndarray | None:

@@ -29,8 +29,8 @@ from worldflow.envs.making import serialized
 from worldflow.envs.recorder import OnExisting, Recorder
 from worldflow.envs.recordings import Observed, Source, Wanted, as_recorded_episode
 from worldflow.envs.video_source import VIDEOS, VideoSource
+from worldflow.frames import Frames
 from worldflow.index import SplitRule
-from worldflow.types import Episode
 
 __all__ = ["Imported", "import_recordings", "source_of"]
 
@@ -59,6 +59,7 @@ def import_recordings(
     out: str | os.PathLike[str],
     observation: Observed = "pixels",
     frames: str | None = None,
+    vector: str | None = None,
     actions: str | None = None,
     size: int | None = None,
     low: Sequence[float] | None = None,
@@ -73,8 +74,9 @@ def import_recordings(
     Args:
         source: File or folder of the recordings; see the module.
         out: Folder of the data set.
-        observation: What is seen: `pixels`, or `vector`.
-        frames: The camera, or the vector, where there are several.
+        observation: What is seen: `pixels`, a `vector`, or both as a `dict`.
+        frames: The camera, or the vector where only that is seen, where there are several.
+        vector: The vector beside the pictures, where there are several.
         actions: What the actions are called, where not as usual.
         size: Rows and columns that pictures are brought to: their middle square, averaged.
         low: Least value of an action, one for all numbers or one each; by default the least that was recorded.
@@ -96,11 +98,13 @@ def import_recordings(
         raise ValueError(f"size must be at least 1, got {size}")
     if size is not None and observation == "vector":
         raise ValueError("size is that of pictures; leave it out with observation 'vector'")
-    wanted = Wanted(observed=observation, frames=frames, actions=actions, size=size)
+    if vector is not None and observation != "dict":
+        raise ValueError("vector names what is seen beside pictures; it needs observation 'dict'")
+    wanted = Wanted(observed=observation, frames=frames, vector=vector, actions=actions, size=size)
     found = source_of(Path(source), wanted)
     numbers = range(len(found) if episodes is None else min(episodes, len(found)))
     space, kept = _action_space(found, numbers, low, high, progress=progress)
-    recorder, first, shape = None, 0, ()
+    recorder, first, observed = None, 0, None
     report = {"has_rewards": False, "left_out": len(numbers) - len(kept), "last_actions": 0, "transitions": 0}
     try:
         for number in tqdm(kept, desc="import", unit="episode", disable=not progress):
@@ -109,11 +113,13 @@ def import_recordings(
                 report["left_out"] += 1
                 continue
             episode, dropped = as_recorded_episode(recorded)
-            episode = _typed(episode, space)
+            actual = np.asarray(episode.actions).astype(space.dtype).reshape(len(episode), *(space.shape or ()))
+            episode, seen = replace(episode, actions=actual), _observation_space(episode.frames, recorded.name)
             if recorder is None:
+                observed = seen
                 recorder = Recorder(
                     out,
-                    observation_space=serialized(_observation_space(episode.frames, recorded.name)),
+                    observation_space=serialized(seen),
                     action_space=serialized(space),
                     on_existing=on_existing,
                     metadata={
@@ -121,11 +127,11 @@ def import_recordings(
                         "worldflow": {"split": asdict(split or SplitRule())},
                     },
                 )
-                shape, first = episode.frames.shape[1:], len(recorder)
-            elif episode.frames.shape[1:] != shape:
+                first = len(recorder)
+            elif seen != observed:
                 raise ValueError(
-                    f"{recorded.name}: frames of shape {shape} are expected, as before it, got "
-                    f"{episode.frames.shape[1:]}; give --size, or import it to another folder"
+                    f"{recorded.name}: observations of {observed} are expected, as before it, got {seen}; give --size, "
+                    "or import it to another folder"
                 )
             recorder.add(episode, seed=len(recorder), attributes={"source": recorded.name})
             report["has_rewards"] = report["has_rewards"] or recorded.rewards is not None
@@ -224,16 +230,11 @@ def _action_space(
     return spaces.Box(bottom.reshape(shape), top.reshape(shape), dtype=np.float32), kept
 
 
-def _observation_space(frames: np.ndarray, name: str) -> spaces.Box:
+def _observation_space(frames: Any, name: str) -> spaces.Space[Any]:
+    if isinstance(frames, Frames):
+        return spaces.Dict({key: _observation_space(part, name) for key, part in frames.parts.items()})
     if frames.dtype == np.uint8:
         return spaces.Box(0, 255, frames.shape[1:], np.uint8)
-    if frames.ndim != 2 or frames.dtype.kind not in "fiu":
+    if frames.ndim != 2:
         raise ValueError(f"{name}: vectors must be (time, number), got {frames.dtype} of shape {frames.shape}")
     return spaces.Box(-np.inf, np.inf, frames.shape[1:], np.float32)
-
-
-def _typed(episode: Episode, space: gym.Space[Any]) -> Episode:
-    """An episode in the types of its spaces."""
-    frames = episode.frames if episode.frames.dtype == np.uint8 else episode.frames.astype(np.float32)
-    actions = np.asarray(episode.actions).astype(space.dtype).reshape(len(episode), *(space.shape or ()))
-    return replace(episode, actions=actions, frames=frames)

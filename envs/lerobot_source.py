@@ -59,6 +59,9 @@ class LeRobotSource(Source):
             raise ValueError(f"{path} is of LeRobot's version {self._info['codebase_version']}, known are 2 and 3")
         self._actions = self._named(wanted.actions or "action", "actions", list(self._features))
         self._seen = self._chosen()
+        self._vector = None
+        if wanted.observed == "dict":
+            self._vector = self._named(wanted.vector or STATE, "vector", list(self._features))
         self._episodes = self._read_episodes()
         self._table: tuple[Path, Any] | None = None
 
@@ -78,6 +81,7 @@ class LeRobotSource(Source):
             name=name,
             frames=self._frames(number, rows, name),
             actions=_array(rows, self._actions),
+            vector=None if self._vector is None else _array(rows, self._vector),
             rewards=_array(rows, "next.reward").reshape(-1) if "next.reward" in columns else None,
             terminated=_array(rows, "next.done").reshape(-1) if "next.done" in columns else None,
             state=state if state is None or state.ndim == 2 else None,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
+from worldflow.frames import Frames
 from worldflow.types import Episode
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Observed", "Recorded", "Source", "Wanted", "as_pictures", "as_recorded_episode", "squared"]
 
-Observed = Literal["pixels", "vector"]
+Observed = Literal["pixels", "vector", "dict"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +31,11 @@ class Wanted:
     """What to take of a recording."""
 
     observed: Observed = "pixels"
-    """Pictures, or vectors."""
+    """Pictures, vectors, or both."""
     frames: str | None = None
-    """Name of the camera, or of the vector; None where there is but one."""
+    """Name of the camera, or of the vector where only that is seen; None where there is but one."""
+    vector: str | None = None
+    """Name of the vector beside the pictures; None where there is but one."""
     actions: str | None = None
     """Name of the actions; None takes what is usual."""
     size: int | None = None
@@ -46,6 +49,7 @@ class Recorded:
     Args:
         name: What to call it in an error.
         frames: `time + 1` of them, or `time` where the one after the last action was not kept.
+        vector: What is seen beside the pictures, as many.
         actions: `time` of them.
         rewards: One for each action; None: none were kept.
         terminated: Likewise: whether the task ended with the action.
@@ -56,6 +60,7 @@ class Recorded:
     name: str
     frames: np.ndarray
     actions: np.ndarray
+    vector: np.ndarray | None = None
     rewards: np.ndarray | None = None
     terminated: np.ndarray | None = None
     state: np.ndarray | None = None
@@ -91,7 +96,8 @@ class Source(ABC):
 def as_recorded_episode(found: Recorded) -> tuple[Episode, int]:
     """An episode as the project has them: one more frame than actions, and marked where it ends.
 
-    Where there is a frame for each action and no more, what the last action led to was not kept: it is left out.
+    Where there is a frame, or a vector beside it, for each action and no more, what the last action led to was not kept:
+    it is left out.
 
     Returns:
         The episode, and how many actions were left out.
@@ -99,7 +105,8 @@ def as_recorded_episode(found: Recorded) -> tuple[Episode, int]:
     Raises:
         ValueError: If counts do not fit, or nothing is left.
     """
-    name, num_frames, given = found.name, len(found.frames), len(found.actions)
+    name, given = found.name, len(found.actions)
+    num_frames = min(len(found.frames), len(found.frames if found.vector is None else found.vector))
     if num_frames not in (given, given + 1):
         raise ValueError(
             f"{name}: {given} actions need as many frames or one more, got {num_frames}; "
@@ -118,10 +125,14 @@ def as_recorded_episode(found: Recorded) -> tuple[Episode, int]:
     truncated = np.zeros(length, bool)
     truncated[-1] = not terminated[-1]
     infos: dict[str, Any] = {} if found.state is None else {"state": np.asarray(found.state)[:num_frames]}
-    actions = found.actions[:length]
+    frames: Any = found.frames[:num_frames]
+    if found.vector is not None:
+        frames = Frames({"pixels": frames, "state": np.asarray(found.vector[:num_frames], np.float32)})
+    elif frames.dtype != np.uint8:
+        frames = np.asarray(frames, np.float32)
     episode = Episode(
-        frames=found.frames,
-        actions=actions,
+        frames=frames,
+        actions=found.actions[:length],
         rewards=rewards.reshape(length),
         terminated=terminated.reshape(length),
         truncated=truncated,

@@ -40,8 +40,10 @@ class VideoSource(Source):
 
     def __init__(self, path: Path, wanted: Wanted) -> None:
         self._wanted = wanted
-        if wanted.observed != "pixels":
-            raise ValueError(f"videos are pictures, but vectors are wanted of {path}; leave --observation out")
+        if wanted.observed == "vector":
+            raise ValueError(f"videos are pictures, but only vectors are wanted of {path}; leave --observation out")
+        if wanted.vector is not None:
+            raise ValueError(f"the vector beside a video is its state: leave --vector out, got {wanted.vector!r}")
         if wanted.frames is not None:
             raise ValueError(f"a video holds one picture at a time: leave --frames out, got {wanted.frames!r}")
         videos = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEOS)
@@ -56,12 +58,14 @@ class VideoSource(Source):
 
     def read(self, number: int) -> Recorded:
         """An episode."""
-        video = self._files[number][0]
-        return Recorded(
-            name=video.name,
-            frames=as_pictures(read_video(video), self._wanted, name=video.name),
-            **self._table(number),
-        )
+        video, path = self._files[number]
+        table = self._table(number)
+        if self._wanted.observed == "dict":
+            if "state" not in table:
+                raise ValueError(f"{path} has no state to see beside the pictures; leave --observation dict out")
+            table["vector"] = table.pop("state")
+        frames = as_pictures(read_video(video), self._wanted, name=video.name)
+        return Recorded(name=video.name, frames=frames, **table)
 
     def _table(self, number: int) -> dict[str, Any]:
         path = self._files[number][1]

@@ -16,6 +16,7 @@ from PIL import Image
 from worldflow.cli import main
 from worldflow.data import Dataset
 from worldflow.envs.importing import import_recordings
+from worldflow.frames import Frames
 from worldflow.video import write_video
 
 Write = Callable[..., Path]
@@ -64,6 +65,11 @@ def test_videos_with_tables(tmp_path: Path) -> None:
     assert first.terminated.tolist() == [False, False, False, True] and not first.truncated.any()
     assert not second.terminated.any() and second.truncated.tolist() == [False, False, False, True]
     assert first.infos["state"][:, 0].tolist() == [5, 6, 7, 8, 9]
+    with pytest.raises(ValueError, match=r"run_1.npy has no state to see beside the pictures.* the 1 episodes in"):
+        imported(source, observation="dict", on_existing="overwrite")
+    both = imported(source, observation="dict", episodes=1, on_existing="overwrite").episode(0).frames
+    assert isinstance(both, Frames) and both["state"][:, 0].tolist() == [5, 6, 7, 8, 9]
+    assert np.array_equal(both["pixels"], pictures(5))
     low = np.min([floats(4, 2, seed=n).min(0) for n in range(3)], axis=0)  # the last row of the csv lies inside
     np.testing.assert_allclose(dataset.spec.action.low, low, rtol=1e-6)
 
@@ -146,6 +152,8 @@ def test_robomimic_uses_the_frame_after_the_last_action(tmp_path: Path) -> None:
         assert np.array_equal(dataset.episode(number).frames, pictures(5, seed=seed))
     assert dataset.lengths.tolist() == [4, 4, 4] and dataset.spec.action.shape == (7,)
     assert dataset.episode(0).terminated.tolist() == [False, False, False, True]
+    both = imported(path, observation="dict", frames="wrist_image", on_existing="overwrite").spec
+    assert both.frame_shape == (16, 16, 3) and both.parts is not None and both.parts.sizes == {"state": 3}
     vectors = imported(path, observation="vector", on_existing="overwrite")  # of which there is no next one
     assert vectors.lengths.tolist() == [3, 3, 3] and vectors.spec.frame_shape == (3,)
     np.testing.assert_allclose(vectors.episode(1).frames, floats(4, 3, seed=2).astype(np.float32))
@@ -288,6 +296,9 @@ def test_lerobot(version: int, as_video: bool, tmp_path: Path) -> None:
         assert episode.infos["state"].tolist() == [[number, t] for t in range(length)]
         assert episode.rewards.tolist() == list(range(length - 1)) and not episode.terminated.any()
     assert [dataset.caption(number) for number in range(2)] == ["push it", None]
+    both = imported(source, observation="dict", on_existing="overwrite").episode(1).frames
+    assert isinstance(both, Frames) and both["state"].tolist() == [[1, t] for t in range(6)]
+    assert np.array_equal(both["pixels"], dataset.episode(1).frames)
 
 
 def test_lerobot_vectors_and_refusals(tmp_path: Path) -> None:

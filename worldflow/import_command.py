@@ -19,10 +19,12 @@ class ImportCommand:
     NAME.npz beside it, one row an action."""
     out: str
     """Folder of the data set."""
-    observation: Literal["pixels", "vector"] = "pixels"
-    """What is seen: pixels, or a vector of numbers."""
+    observation: Literal["pixels", "vector", "dict"] = "pixels"
+    """What is seen: pixels, a vector of numbers, or both as a dict."""
     frames: str | None = None
-    """The camera, or the vector, where the recording has several."""
+    """The camera, or the vector where only that is seen, where the recording has several."""
+    vector: str | None = None
+    """The vector beside the pictures, where the recording has several."""
     actions: str | None = None
     """What the actions are called, where not as usual; of a csv, what their columns begin with."""
     size: int | None = None
@@ -51,6 +53,7 @@ class ImportCommand:
             out=self.out,
             observation=self.observation,
             frames=self.frames,
+            vector=self.vector,
             actions=self.actions,
             size=self.size,
             low=self.low or None,
