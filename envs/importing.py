@@ -64,6 +64,7 @@ def import_recordings(
     size: int | None = None,
     low: Sequence[float] | None = None,
     high: Sequence[float] | None = None,
+    action_space: gym.Space[Any] | None = None,
     episodes: int | None = None,
     split: SplitRule | None = None,
     on_existing: OnExisting = "error",
@@ -81,6 +82,7 @@ def import_recordings(
         size: Rows and columns that pictures are brought to: their middle square, averaged.
         low: Least value of an action, one for all numbers or one each; by default the least that was recorded.
         high: Greatest, likewise.
+        action_space: The space of actions, which all of them must lie in, where it is known; in place of limits.
         episodes: The first so many only.
         split: Which episodes are held out, to be written down with the data.
         on_existing: What to do where a data set is: `"error"`, `"append"` or `"overwrite"`.
@@ -103,7 +105,12 @@ def import_recordings(
     wanted = Wanted(observed=observation, frames=frames, vector=vector, actions=actions, size=size)
     found = source_of(Path(source), wanted)
     numbers = range(len(found) if episodes is None else min(episodes, len(found)))
+    if isinstance(action_space, spaces.Box):
+        low, high = action_space.low.reshape(-1).tolist(), action_space.high.reshape(-1).tolist()
     space, kept = _action_space(found, numbers, low, high, progress=progress)
+    if action_space is not None:
+        _check_alike(space, action_space)
+        space = action_space
     recorder, first, observed = None, 0, None
     report = {"has_rewards": False, "left_out": len(numbers) - len(kept), "last_actions": 0, "transitions": 0}
     try:
@@ -228,6 +235,15 @@ def _action_space(
                 f"{np.reshape(least, -1)[outside][0]:g} to {np.reshape(greatest, -1)[outside][0]:g}"
             )
     return spaces.Box(bottom.reshape(shape), top.reshape(shape), dtype=np.float32), kept
+
+
+def _check_alike(found: gym.Space[Any], wanted: gym.Space[Any]) -> None:
+    """Refuse recorded actions of another kind than those of a space, or choices that it does not have."""
+    is_alike = isinstance(found, spaces.Box) and isinstance(wanted, spaces.Box) and found.shape == wanted.shape
+    if isinstance(found, spaces.Discrete) and isinstance(wanted, spaces.Discrete):
+        is_alike = found.start >= wanted.start and found.start + found.n <= wanted.start + wanted.n
+    if not is_alike:
+        raise ValueError(f"recorded actions must lie in {wanted}, those that were found are of {found}")
 
 
 def _observation_space(frames: Any, name: str) -> spaces.Space[Any]:

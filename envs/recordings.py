@@ -96,8 +96,8 @@ class Source(ABC):
 def as_recorded_episode(found: Recorded) -> tuple[Episode, int]:
     """An episode as the project has them: one more frame than actions, and marked where it ends.
 
-    Where there is a frame, or a vector beside it, for each action and no more, what the last action led to was not kept:
-    it is left out.
+    Where there is a frame, or a vector beside it, for each action and no more, what the last action led to was not
+    kept: it is left out.
 
     Returns:
         The episode, and how many actions were left out.

@@ -11,11 +11,14 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from builders import tiny_world
 from PIL import Image
 
+from worldflow.checkpoint import save
 from worldflow.cli import main
 from worldflow.data import Dataset
 from worldflow.envs.importing import import_recordings
+from worldflow.envs.observations import recorded_action_space
 from worldflow.frames import Frames
 from worldflow.video import write_video
 
@@ -346,3 +349,25 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["import", str(tmp_path / "empty"), "--out", str(tmp_path / "other")]) == 1
     assert "holds nothing known: a LeRobot data set (meta/info.json), HDF5 files" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_recordings_are_scored_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world = tiny_world(size=16, codec="latent")
+    save(world, tmp_path / "run")
+    source = tmp_path / "videos"
+    shape = world.config.data.action.shape
+    write_video(pictures(5), source / "a.gif")
+    np.save(source / "a.npy", 0.9 * floats(4, *shape))
+    assert main(["score", str(tmp_path / "run"), str(source), "--out", str(tmp_path / "raw.csv"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["transitions"] == 4
+    space = recorded_action_space(world)
+    import_recordings(source, out=tmp_path / "set", action_space=space, progress=False)
+    assert main(["score", str(tmp_path / "run"), str(tmp_path / "set"), "--out", str(tmp_path / "set.csv")]) == 0
+    assert (tmp_path / "raw.csv").read_text() == (tmp_path / "set.csv").read_text()
+    np.save(source / "a.npy", 100 * floats(4, *shape))
+    capsys.readouterr()
+    assert main(["score", str(tmp_path / "run"), str(source)]) == 1
+    assert "recorded actions lie beyond the limits" in capsys.readouterr().err
+    (tmp_path / "nothing").mkdir()
+    assert main(["score", str(tmp_path / "run"), str(tmp_path / "nothing")]) == 1
+    assert "holds nothing known" in capsys.readouterr().err

@@ -26,7 +26,15 @@ FOLDERS = {"worldflow": ROOT / "worldflow", "worldflow.envs": ROOT / "envs", "wo
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
-MAY_IMPORT_ENVS = {"anomaly_cases.py", "bench_speed.py", "cli.py", "demo.py", "import_command.py", "ship.py"}
+MAY_IMPORT_ENVS = {
+    "anomaly_cases.py",
+    "bench_speed.py",
+    "cli.py",
+    "demo.py",
+    "import_command.py",
+    "score_command.py",
+    "ship.py",
+}
 
 
 def sources(folder: Path) -> list[Path]:

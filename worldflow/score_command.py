@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +46,7 @@ class Score:
     run: Positional[Annotated[str, arg(metavar="RUN")]]
     """Folder of the run, as `worldflow train --out` wrote it, or the name of a world that ships."""
     dataset: Positional[Annotated[str, arg(metavar="DATASET")]]
-    """Folder of the data set."""
+    """Folder of the data set, or recordings that `worldflow import` reads without being told more."""
     out: str | None = None
     """File for the scores: .csv, a row a transition, or .json; without it, averages are printed only."""
     draws: int = 1
@@ -83,8 +85,14 @@ class Score:
             Alarmed: If an episode rang and that was to fail.
         """
         self._check()
+        with contextlib.ExitStack() as stack:
+            return self._scored(stack)
+
+    def _scored(self, stack: contextlib.ExitStack) -> dict[str, Any]:
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
-        dataset, world = Dataset(self.dataset), load(self.run, device=device)
+        dataset = _minari(self.dataset)
+        world = load(self.run, device=device)
+        dataset = dataset or _imported(self.dataset, world, stack)
         detector = self._detector(world)
         draws = self.draws if detector is None else detector.num_draws
         scores = score(world, dataset, num_draws=draws, seed=self.seed, pixels=not self.without_pixels)
@@ -135,6 +143,34 @@ class Score:
         if self.detector is not None:
             detector.save(self.detector)
         return detector
+
+
+def _minari(path: str) -> Dataset | None:
+    """A data set; None where something else is there."""
+    try:
+        return Dataset(path)
+    except FileNotFoundError:
+        if not Path(path).exists():
+            raise
+        return None
+
+
+def _imported(path: str, world: WorldModel, stack: contextlib.ExitStack) -> Dataset:
+    """Recordings as a data set in a folder that goes with `stack`."""
+    from worldflow.envs.importing import import_recordings
+    from worldflow.envs.observations import recorded_action_space
+
+    data = world.config.data
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "imported"
+    import_recordings(
+        path,
+        out=folder,
+        observation="vector" if data.is_vector else "pixels" if data.parts is None else "dict",
+        action_space=recorded_action_space(world),
+    )
+    dataset = Dataset(folder)
+    stack.callback(dataset.close)
+    return dataset
 
 
 def _means(scores: Sequence[EpisodeScores]) -> dict[str, float]:
