@@ -18,7 +18,7 @@ from worldflow.detector import Watch
 from worldflow.score import score
 from worldflow.watched import STATISTICS, statistic_matrix, watched_names
 
-OTHERS = ("token", "standard_error", "anomaly", "num_draws", "world", "score_norm")
+OTHERS = ("token", "foresight", "standard_error", "anomaly", "num_draws", "world", "score_norm")
 PARTS = [f.name for f in fields(EpisodeScores) if f.name not in OTHERS]
 
 
@@ -88,7 +88,9 @@ def test_an_alarm_names_what_it_rests_on(part: str, value: float, expected: str)
     assert alarms.transition[7]
     assert alarms.names[alarms.statistic[7]] == expected
     assert alarms.episode
-    assert alarms.names == watched_names([name for name in STATISTICS if name != "score_norm"])  # there is no denoiser
+    assert alarms.names == watched_names(
+        [n for n in STATISTICS if n not in ("score_norm", "foresight")]
+    )  # none is there
     assert alarms.surprise.shape == (len(alarms.names), 20)
     rang = detector.thresholds.transition[expected] < statistic_of(replace(usual, **{part: values}), expected)
     alone = alarms.statistic_p_value[alarms.names.index(expected)] <= detector.false_alarm_rate

@@ -19,12 +19,13 @@ from zipfile import BadZipFile
 import numpy as np
 
 from worldflow.atomic import replacing
-from worldflow.combination import Combination, CombinationName, fit_combination, normal_score, surprise
+from worldflow.combination import Combination, CombinationName, Group, Grouped, fit_combination
 from worldflow.conformal import Ranks, peaks
 from worldflow.drift import cusum
 from worldflow.fingerprint import world_fingerprint
 from worldflow.score_types import EpisodeScores
-from worldflow.watched import Averages, statistic_matrix, watched_names
+from worldflow.surprise import Surprise, normal_score
+from worldflow.watched import PARTS, WINDOWS, Averages, Past, left_out, statistic_matrix, watched_names
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Alarms", "Detector", "Thresholds", "Watch"]
 
-FORMAT = 2
+FORMAT = 3
 ARRAYS = ("usual", "usual_lengths", "normal", "normal_lengths")
 
 
@@ -43,6 +44,11 @@ class Alarms:
     Args:
         transition: Whether each transition rings.
         p_value: Of each transition, all statistics together: uniform or higher under normal conditions.
+        window_p_value: The same of averages alone, over so many transitions or more, one row for each of
+            `worldflow.watched.WINDOWS`; the first is `p_value`. What lasts shows in the last, whatever else is unusual
+            about a transition.
+        parts: Names of the parts of a transition, see `worldflow.watched.PARTS`.
+        part_p_value: Of the statistics about each part.
         statistic: Index in `names` of the one that is the most surprising.
         names: The statistics and their averages, in order.
         surprise: Of each statistic, nats.
@@ -55,6 +61,9 @@ class Alarms:
 
     transition: Bool[np.ndarray, " time"]
     p_value: Float[np.ndarray, " time"]
+    window_p_value: Float[np.ndarray, "window time"]
+    parts: tuple[str, ...]
+    part_p_value: Float[np.ndarray, "part time"]
     statistic: Int64[np.ndarray, " time"]
     names: tuple[str, ...]
     surprise: Float[np.ndarray, "statistic time"]
@@ -72,7 +81,7 @@ class Alarms:
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """Values above which each statistic, and `"combination"`, rings."""
+    """Values above which statistics ring; `"combination"` of all, `"combination_<n>"` of averages, `"part_<part>"`."""
 
     transition: Mapping[str, float]
     episode: Mapping[str, float]
@@ -85,7 +94,7 @@ class Detector:
     Args:
         statistics: Names in `worldflow.watched.STATISTICS` of what it rests on, alone and averaged.
         combination: How they are combined.
-        usual: Values of each statistic on the first half of the normal episodes, in order.
+        usual: Values of each statistic on the first half of the normal episodes, in order; a vector's come last.
         usual_lengths: Transitions of those episodes.
         normal: The same of the second half.
         normal_lengths: Transitions of those.
@@ -98,9 +107,9 @@ class Detector:
 
     statistics: tuple[str, ...]
     combination: CombinationName
-    usual: Float[np.ndarray, "statistic transition"]
+    usual: Float[np.ndarray, "row transition"]
     usual_lengths: Int64[np.ndarray, " episode"]
-    normal: Float[np.ndarray, "statistic transition"]
+    normal: Float[np.ndarray, "row transition"]
     normal_lengths: Int64[np.ndarray, " episode"]
     false_alarm_rate: float
     episode_false_alarm_rate: float
@@ -119,9 +128,15 @@ class Detector:
         """
         return [Watch(self)(episode) for episode in scores]
 
-    def oddness(self, scores: EpisodeScores) -> Float[np.ndarray, " time"]:
-        """The combination's number of every transition: what p-values rank."""
-        return self._combine(self.watched(scores))
+    def oddness(self, scores: EpisodeScores, *, window: int = WINDOWS[0]) -> Float[np.ndarray, " time"]:
+        """The combination's number of every transition: what p-values rank.
+
+        Args:
+            scores: Of an episode.
+            window: One of `worldflow.watched.WINDOWS`: averages over so many transitions or more are combined.
+        """
+        values = self.watched(scores)
+        return self._combine(values, self._surprises(values))[WINDOWS.index(window)]
 
     def watched(self, scores: EpisodeScores) -> Float[np.ndarray, "watched time"]:
         """Values of the statistics of an episode and of their averages, as `names` says."""
@@ -135,7 +150,8 @@ class Detector:
     @cached_property
     def thresholds(self) -> Thresholds:
         """Values above which statistics ring."""
-        names = (*self.names, "combination")
+        combined = ("combination" if n == 1 else f"combination_{n}" for n in WINDOWS)
+        names = (*self.names, *combined, *(f"part_{part}" for part in self.parts))
         bounds = [r.threshold(self.false_alarm_rate) for r in self._ranks]
         highest = [r.threshold(self.episode_false_alarm_rate) for r in self._peak_ranks]
         return Thresholds(
@@ -210,29 +226,84 @@ class Detector:
 
     @cached_property
     def _averages(self) -> Averages:
-        return Averages.of(self.usual)
+        return Averages.of(_episodes(self.usual, self.usual_lengths), directions=self._directions)
 
-    def _watched(self, values: np.ndarray, lengths: np.ndarray) -> Float[np.ndarray, "watched transition"]:
-        parts = np.split(values, np.cumsum(lengths)[:-1], axis=1)
-        return np.concatenate([self._averages(part)[0] for part in parts], axis=1)
+    @property
+    def _directions(self) -> int:
+        """Rows of `usual` that are a vector's: it is the last statistic, where it is one."""
+        rows = len(self.usual) - len(self.statistics) + 1
+        return rows if self.statistics[-1] == "foresight" else 0
 
     @cached_property
     def _usual(self) -> Float[np.ndarray, "watched transition"]:
-        return self._watched(self.usual, self.usual_lengths)
+        parts = left_out(_episodes(self.usual, self.usual_lengths), directions=self._directions)
+        return np.concatenate(parts, axis=1)
 
     @cached_property
-    def _combine(self) -> Combination:
-        return fit_combination(self.combination, self._usual)
+    def _surprise(self) -> list[Surprise]:
+        """Of everything that is watched; a window of an episode is worth one independent value."""
+        each = np.repeat(self._independent, len(self.statistics)).tolist()
+        return [Surprise(row, independent=m) for row, m in zip(self._usual, each, strict=True)]
+
+    @property
+    def _independent(self) -> list[float]:
+        return [float(np.maximum(1.0, self.usual_lengths / n).sum()) for n in WINDOWS]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Parts of a transition that statistics are about, in order."""
+        return tuple(part for part, names in PARTS.items() if any(name in self.statistics for name in names))
 
     @cached_property
-    def _sorted(self) -> Float[np.ndarray, "watched transition"]:
-        return np.sort(self._usual, axis=1)
+    def _groups(self) -> list[Group]:
+        """The statistics of each part, window by window."""
+        found = []
+        for k, m in enumerate(self._independent):
+            first = k * len(self.statistics)
+            for part in self.parts:
+                rows = [first + i for i, name in enumerate(self.statistics) if name in PARTS[part]]
+                found.append(Group(rows=rows, independent=m))
+        return found
 
     @cached_property
-    def _all(self) -> Float[np.ndarray, "watched+1 transition"]:
-        """Values of the second half, the combination's last."""
-        values = self._watched(self.normal, self.normal_lengths)
-        return np.concatenate((values, self._combine(values)[None]))
+    def _usual_nats(self) -> Float[np.ndarray, "watched transition"]:
+        return self._surprises(self._usual)
+
+    @cached_property
+    def _grouped(self) -> Grouped:
+        return Grouped(self._usual_nats, self._groups)
+
+    @cached_property
+    def _combinations(self) -> list[Combination]:
+        """Of averages over so many transitions or more."""
+        found = []
+        for k in range(len(WINDOWS)):
+            skipped = k * len(self.statistics)
+            groups = [
+                Group(rows=[row - skipped for row in g.rows], independent=g.independent)
+                for g in self._groups[k * len(self.parts) :]
+            ]
+            usual, nats = self._usual[skipped:], self._usual_nats[skipped:]
+            found.append(fit_combination(self.combination, usual, nats, groups=groups))
+        return found
+
+    def _combine(self, values: np.ndarray, nats: np.ndarray) -> Float[np.ndarray, "window time"]:
+        """How odd averages over so many transitions or more are."""
+        skipped = [k * len(self.statistics) for k in range(len(WINDOWS))]
+        return np.stack([c(values[k:], nats[k:]) for c, k in zip(self._combinations, skipped, strict=True)])
+
+    def _by_part(self, nats: np.ndarray) -> Float[np.ndarray, "part time"]:
+        """How odd each part is, over all windows."""
+        each = self._grouped(nats) ** 3
+        return each.reshape(len(WINDOWS), len(self.parts), -1).sum(0)
+
+    @cached_property
+    def _all(self) -> Float[np.ndarray, "watched+window+part transition"]:
+        """Values of the second half, then the combinations', then the parts'."""
+        episodes = [self._averages(part)[0] for part in _episodes(self.normal, self.normal_lengths)]
+        values = np.concatenate(episodes, axis=1)
+        nats = self._surprises(values)
+        return np.concatenate((values, self._combine(values, nats), self._by_part(nats)))
 
     @cached_property
     def _ranks(self) -> list[Ranks]:
@@ -246,24 +317,29 @@ class Detector:
     @cached_property
     def _drift_scale(self) -> Float[np.ndarray, " statistic"]:
         """Usual peaks of the cumulative sums, so that statistics with memory do not hide the others."""
-        return np.maximum(peaks(self._sums(self.usual, self.usual_lengths), self.usual_lengths).mean(1), 1.0)
+        single = self._usual[: len(self.statistics)]
+        return np.maximum(peaks(self._sums(single, self.usual_lengths), self.usual_lengths).mean(1), 1.0)
 
     @cached_property
     def _drift_ranks(self) -> Ranks:
-        sums = self._sums(self.normal, self.normal_lengths) / self._drift_scale[:, None]
+        sums = self._sums(self._all[: len(self.statistics)], self.normal_lengths) / self._drift_scale[:, None]
         return Ranks(peaks(sums, self.normal_lengths).max(0))
 
     def _surprises(self, values: np.ndarray) -> Float[np.ndarray, "watched time"]:
         """Of the first so many of what is watched."""
-        return np.stack([surprise(u, v) for u, v in zip(self._sorted, values, strict=False)])
+        return np.stack([surprise(row) for surprise, row in zip(self._surprise, values, strict=False)])
 
     def _drifts(self, surprises: np.ndarray, start: np.ndarray | float) -> Float[np.ndarray, "statistic time"]:
         # A single outlier is not a drift: no transition counts for more than three standard deviations.
         return cusum(np.clip(normal_score(surprises), -3.0, 3.0), start=start)
 
     def _sums(self, values: np.ndarray, lengths: np.ndarray) -> Float[np.ndarray, "statistic time"]:
-        parts = np.split(self._surprises(values), np.cumsum(lengths)[:-1], axis=1)
-        return np.concatenate([self._drifts(part, 0.0) for part in parts], axis=1)
+        return np.concatenate([self._drifts(part, 0.0) for part in _episodes(self._surprises(values), lengths)], axis=1)
+
+
+def _episodes(values: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """Values of each episode."""
+    return np.split(values, np.cumsum(lengths)[:-1], axis=1)
 
 
 class Watch:
@@ -275,7 +351,7 @@ class Watch:
 
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
-        self._past: np.ndarray | None = None
+        self._past: Past | None = None
         self._sums: np.ndarray | float = 0.0
         self._highest = -math.inf
 
@@ -292,19 +368,25 @@ class Watch:
         detector.check(scores.world, num_draws=scores.num_draws)
         single = statistic_matrix(scores, detector.statistics)
         values, self._past = detector._averages(single, self._past)
-        surprises, combined = detector._surprises(values), detector._combine(values)
-        sums = detector._drifts(surprises[: len(single)], self._sums)
-        self._sums, self._highest = sums[:, -1], max(self._highest, float(combined.max()))
-        *alone, together = (r.p_value(v) for r, v in zip(detector._ranks, (*values, combined), strict=True))
-        episode = float(detector._peak_ranks[-1].p_value(np.array([self._highest]))[0])
+        surprises = detector._surprises(values)
+        combined, parts = detector._combine(values, surprises), detector._by_part(surprises)
+        sums = detector._drifts(surprises[: len(detector.statistics)], self._sums)
+        self._sums, self._highest = sums[:, -1], max(self._highest, float(combined[0].max()))
+        ranked = np.stack([r.p_value(v) for r, v in zip(detector._ranks, (*values, *combined, *parts), strict=True)])
+        first = len(values)
+        together = ranked[first]
+        episode = float(detector._peak_ranks[first].p_value(np.array([self._highest]))[0])
         drift = detector._drift_ranks.p_value((sums / detector._drift_scale[:, None]).max(0))
         return Alarms(
             transition=together <= detector.false_alarm_rate,
             p_value=together,
+            window_p_value=ranked[first : first + len(WINDOWS)],
+            parts=detector.parts,
+            part_p_value=ranked[first + len(WINDOWS) :],
             statistic=surprises.argmax(0),
             names=detector.names,
             surprise=surprises,
-            statistic_p_value=np.stack(alone),
+            statistic_p_value=ranked[:first],
             drift=drift <= detector.episode_false_alarm_rate,
             drift_p_value=drift,
             episode=episode <= detector.episode_false_alarm_rate,
