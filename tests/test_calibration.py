@@ -177,6 +177,33 @@ def test_the_strict_promise_needs_episodes() -> None:
     assert other == pytest.approx((1 + 750 * share) / 751)
 
 
+def test_the_error_of_the_rate_is_that_of_whole_episodes() -> None:
+    random = np.random.default_rng(0)
+    every = [streams(60, 25, random=random, memory=memory) for memory in (0.0, 1.0)]
+    independent, alike = (calibrate_scores(scores, false_alarm_rate=0.1) for scores in every)
+    # 75 of 750 ring: sqrt(75) / 750 if each were in an episode of its own; but averages remember.
+    assert 0.0115 <= independent.rate_error < 0.04 < 1.4 * independent.rate_error < alike.rate_error
+    counts = [(alike.oddness(s) > alike.thresholds.transition["combination"]).sum() for s in every[1][1::2]]
+    assert alike.rate_error == pytest.approx(np.sqrt(np.square(counts).sum()) / 750)
+    assert alike.episodes_needed == np.ceil(60 * (4 * alike.rate_error / 0.1) ** 2) > 60
+
+
+def test_an_alarm_says_which_part_and_whether_it_lasts() -> None:
+    detector = calibrate_scores(normal_scores(60, 60, seed=0, dependence=0.0))
+    (usual,) = normal_scores(1, 60, seed=5, dependence=0.0)
+    weak = replace(usual, action_gain=usual.action_gain - 0.8)  # pyright: ignore[reportOptionalOperand]
+    (alarms,) = detector([weak])
+    assert alarms.parts == ("frame", "action", "motion", "reward", "terminated")
+    assert alarms.parts[int(alarms.part_p_value[:, -1].argmin())] == "action"
+    np.testing.assert_array_equal(alarms.window_p_value[0], alarms.p_value)
+    assert alarms.window_p_value[2, 50:].max() <= 0.01
+    reward = usual.reward.copy()
+    reward[55] = -40.0
+    (alarms,) = detector([replace(usual, reward=reward)])
+    assert alarms.parts[int(alarms.part_p_value[:, 55].argmin())] == "reward"
+    assert alarms.window_p_value[0, 55] <= 0.01 < alarms.window_p_value[2, 55]
+
+
 @pytest.mark.parametrize("combination", COMBINATIONS)
 def test_every_combination_keeps_the_promise_and_sees_an_outlier(combination: Any) -> None:
     pytest.importorskip("sklearn")

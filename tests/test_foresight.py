@@ -43,7 +43,7 @@ def naive(world: WorldModel, seen: torch.Tensor, features: torch.Tensor) -> torc
 def test_it_is_what_naive_rollouts_foresee(kind: str) -> None:
     world = tiny_world(dtype=torch.float64, **KINDS[kind])
     episode = random_episode(world, HORIZON + 3)
-    codes = world.codes(episode.frames)
+    codes = world.codes(torch.from_numpy(episode.frames))
     features = world.encode_actions(episode.actions[None])[0]
     features = torch.cat((torch.zeros_like(features[:1]), features))
     seen = codes if world.config.flow.has_shown else world.flow.to_deep(codes[None])[0][0]

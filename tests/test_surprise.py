@@ -44,6 +44,7 @@ def test_a_heavy_tail_is_known_by_its_ranks() -> None:
     values = np.linspace(-5, 400, 50)
     assert (lower(values) <= by_rank(values)).all()
     assert lower(values)[-1] == by_rank(values)[-1]
+    assert (Surprise(usual, independent=1000, has_ranks=False)(values[40:]) > by_rank(values[40:])).all()
     assert np.isfinite(Surprise(np.zeros(10), independent=3.0)(np.array([0.0, 1.0]))).all()
 
 

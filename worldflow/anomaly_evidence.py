@@ -70,7 +70,7 @@ class AnomalyConfig:
 
     episodes: int = 6
     """Episodes of each anomaly and strength."""
-    normal: int = 24
+    normal: int = 48
     """Normal episodes to calibrate with, and as many to compare with."""
     steps: int = 72
     """Transitions after which an episode is cut off."""

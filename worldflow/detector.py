@@ -19,13 +19,14 @@ from zipfile import BadZipFile
 import numpy as np
 
 from worldflow.atomic import replacing
-from worldflow.combination import Combination, CombinationName, Group, Grouped, fit_combination
+from worldflow.combination import CombinationName
 from worldflow.conformal import Ranks, peaks
 from worldflow.drift import cusum
 from worldflow.fingerprint import world_fingerprint
 from worldflow.score_types import EpisodeScores
-from worldflow.surprise import Surprise, normal_score
-from worldflow.watched import PARTS, WINDOWS, Averages, Past, left_out, statistic_matrix, watched_names
+from worldflow.surprise import normal_score
+from worldflow.usual import Usual, by_episode
+from worldflow.watched import WINDOWS, Past, statistic_matrix
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
@@ -136,27 +137,45 @@ class Detector:
             window: One of `worldflow.watched.WINDOWS`: averages over so many transitions or more are combined.
         """
         values = self.watched(scores)
-        return self._combine(values, self._surprises(values))[WINDOWS.index(window)]
+        return self._usual.combined(values, self._usual.nats(values))[WINDOWS.index(window)]
 
     def watched(self, scores: EpisodeScores) -> Float[np.ndarray, "watched time"]:
         """Values of the statistics of an episode and of their averages, as `names` says."""
-        return self._averages(statistic_matrix(scores, self.statistics))[0]
+        return self._usual.averages(statistic_matrix(scores, self.statistics))[0]
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the statistics and of their averages, in order."""
-        return watched_names(self.statistics)
+        return self._usual.names
 
     @cached_property
     def thresholds(self) -> Thresholds:
         """Values above which statistics ring."""
         combined = ("combination" if n == 1 else f"combination_{n}" for n in WINDOWS)
-        names = (*self.names, *combined, *(f"part_{part}" for part in self.parts))
+        names = (*self.names, *combined, *(f"part_{part}" for part in self._usual.parts))
         bounds = [r.threshold(self.false_alarm_rate) for r in self._ranks]
         highest = [r.threshold(self.episode_false_alarm_rate) for r in self._peak_ranks]
         return Thresholds(
             transition=dict(zip(names, bounds, strict=True)), episode=dict(zip(names, highest, strict=True))
         )
+
+    @cached_property
+    def rate_error(self) -> float:
+        """Standard error of the share of normal transitions that ring, as far as the normal episodes tell.
+
+        Transitions of an episode ring together, so it is episodes that count: with `x_i` the transitions of episode
+        `i` above the threshold, the error is `sqrt(sum x_i^2) / sum lengths`, that of independent transitions where no
+        episode has two.
+        """
+        above = self._all[len(self.names)] > self.thresholds.transition["combination"]
+        counts = np.array([part.sum() for part in by_episode(above, self.normal_lengths)], np.float64)
+        return max(1.0, float(np.sqrt(np.square(counts).sum()))) / float(self.normal_lengths.sum())
+
+    @property
+    def episodes_needed(self) -> int:
+        """Normal episodes of which two such errors would be half the promised rate; no fewer than there are."""
+        excess = max(1.0, 4 * self.rate_error / self.false_alarm_rate)
+        return math.ceil((len(self.usual_lengths) + len(self.normal_lengths)) * excess**2)
 
     def check(self, world: str, *, num_draws: int) -> None:
         """Refuse what this detector was not made for.
@@ -225,85 +244,17 @@ class Detector:
     # -- inside ---------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _averages(self) -> Averages:
-        return Averages.of(_episodes(self.usual, self.usual_lengths), directions=self._directions)
-
-    @property
-    def _directions(self) -> int:
-        """Rows of `usual` that are a vector's: it is the last statistic, where it is one."""
-        rows = len(self.usual) - len(self.statistics) + 1
-        return rows if self.statistics[-1] == "foresight" else 0
-
-    @cached_property
-    def _usual(self) -> Float[np.ndarray, "watched transition"]:
-        parts = left_out(_episodes(self.usual, self.usual_lengths), directions=self._directions)
-        return np.concatenate(parts, axis=1)
-
-    @cached_property
-    def _surprise(self) -> list[Surprise]:
-        """Of everything that is watched; a window of an episode is worth one independent value."""
-        each = np.repeat(self._independent, len(self.statistics)).tolist()
-        return [Surprise(row, independent=m) for row, m in zip(self._usual, each, strict=True)]
-
-    @property
-    def _independent(self) -> list[float]:
-        return [float(np.maximum(1.0, self.usual_lengths / n).sum()) for n in WINDOWS]
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Parts of a transition that statistics are about, in order."""
-        return tuple(part for part, names in PARTS.items() if any(name in self.statistics for name in names))
-
-    @cached_property
-    def _groups(self) -> list[Group]:
-        """The statistics of each part, window by window."""
-        found = []
-        for k, m in enumerate(self._independent):
-            first = k * len(self.statistics)
-            for part in self.parts:
-                rows = [first + i for i, name in enumerate(self.statistics) if name in PARTS[part]]
-                found.append(Group(rows=rows, independent=m))
-        return found
-
-    @cached_property
-    def _usual_nats(self) -> Float[np.ndarray, "watched transition"]:
-        return self._surprises(self._usual)
-
-    @cached_property
-    def _grouped(self) -> Grouped:
-        return Grouped(self._usual_nats, self._groups)
-
-    @cached_property
-    def _combinations(self) -> list[Combination]:
-        """Of averages over so many transitions or more."""
-        found = []
-        for k in range(len(WINDOWS)):
-            skipped = k * len(self.statistics)
-            groups = [
-                Group(rows=[row - skipped for row in g.rows], independent=g.independent)
-                for g in self._groups[k * len(self.parts) :]
-            ]
-            usual, nats = self._usual[skipped:], self._usual_nats[skipped:]
-            found.append(fit_combination(self.combination, usual, nats, groups=groups))
-        return found
-
-    def _combine(self, values: np.ndarray, nats: np.ndarray) -> Float[np.ndarray, "window time"]:
-        """How odd averages over so many transitions or more are."""
-        skipped = [k * len(self.statistics) for k in range(len(WINDOWS))]
-        return np.stack([c(values[k:], nats[k:]) for c, k in zip(self._combinations, skipped, strict=True)])
-
-    def _by_part(self, nats: np.ndarray) -> Float[np.ndarray, "part time"]:
-        """How odd each part is, over all windows."""
-        each = self._grouped(nats) ** 3
-        return each.reshape(len(WINDOWS), len(self.parts), -1).sum(0)
+    def _usual(self) -> Usual:
+        return Usual(self.statistics, self.combination, self.usual, self.usual_lengths)
 
     @cached_property
     def _all(self) -> Float[np.ndarray, "watched+window+part transition"]:
         """Values of the second half, then the combinations', then the parts'."""
-        episodes = [self._averages(part)[0] for part in _episodes(self.normal, self.normal_lengths)]
-        values = np.concatenate(episodes, axis=1)
-        nats = self._surprises(values)
-        return np.concatenate((values, self._combine(values, nats), self._by_part(nats)))
+        values = np.concatenate(
+            [self._usual.averages(part)[0] for part in by_episode(self.normal, self.normal_lengths)], axis=1
+        )
+        nats = self._usual.nats(values)
+        return np.concatenate((values, self._usual.combined(values, nats), self._usual.by_part(nats)))
 
     @cached_property
     def _ranks(self) -> list[Ranks]:
@@ -317,7 +268,7 @@ class Detector:
     @cached_property
     def _drift_scale(self) -> Float[np.ndarray, " statistic"]:
         """Usual peaks of the cumulative sums, so that statistics with memory do not hide the others."""
-        single = self._usual[: len(self.statistics)]
+        single = self._usual.watched[: len(self.statistics)]
         return np.maximum(peaks(self._sums(single, self.usual_lengths), self.usual_lengths).mean(1), 1.0)
 
     @cached_property
@@ -325,21 +276,14 @@ class Detector:
         sums = self._sums(self._all[: len(self.statistics)], self.normal_lengths) / self._drift_scale[:, None]
         return Ranks(peaks(sums, self.normal_lengths).max(0))
 
-    def _surprises(self, values: np.ndarray) -> Float[np.ndarray, "watched time"]:
-        """Of the first so many of what is watched."""
-        return np.stack([surprise(row) for surprise, row in zip(self._surprise, values, strict=False)])
-
     def _drifts(self, surprises: np.ndarray, start: np.ndarray | float) -> Float[np.ndarray, "statistic time"]:
         # A single outlier is not a drift: no transition counts for more than three standard deviations.
         return cusum(np.clip(normal_score(surprises), -3.0, 3.0), start=start)
 
     def _sums(self, values: np.ndarray, lengths: np.ndarray) -> Float[np.ndarray, "statistic time"]:
-        return np.concatenate([self._drifts(part, 0.0) for part in _episodes(self._surprises(values), lengths)], axis=1)
-
-
-def _episodes(values: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    """Values of each episode."""
-    return np.split(values, np.cumsum(lengths)[:-1], axis=1)
+        return np.concatenate(
+            [self._drifts(part, 0.0) for part in by_episode(self._usual.nats(values), lengths)], axis=1
+        )
 
 
 class Watch:
@@ -366,10 +310,10 @@ class Watch:
         """
         detector = self.detector
         detector.check(scores.world, num_draws=scores.num_draws)
-        single = statistic_matrix(scores, detector.statistics)
-        values, self._past = detector._averages(single, self._past)
-        surprises = detector._surprises(values)
-        combined, parts = detector._combine(values, surprises), detector._by_part(surprises)
+        usual = detector._usual
+        values, self._past = usual.averages(statistic_matrix(scores, detector.statistics), self._past)
+        surprises = usual.nats(values)
+        combined, parts = usual.combined(values, surprises), usual.by_part(surprises)
         sums = detector._drifts(surprises[: len(detector.statistics)], self._sums)
         self._sums, self._highest = sums[:, -1], max(self._highest, float(combined[0].max()))
         ranked = np.stack([r.p_value(v) for r, v in zip(detector._ranks, (*values, *combined, *parts), strict=True)])
@@ -381,7 +325,7 @@ class Watch:
             transition=together <= detector.false_alarm_rate,
             p_value=together,
             window_p_value=ranked[first : first + len(WINDOWS)],
-            parts=detector.parts,
+            parts=usual.parts,
             part_p_value=ranked[first + len(WINDOWS) :],
             statistic=surprises.argmax(0),
             names=detector.names,
