@@ -188,6 +188,7 @@ def tiny_world(
     draft: bool = True,
     shallow: bool = True,
     shown: bool = False,
+    memory: int = 0,
     soft_clip: float | None = 4.0,
     noise_std: float = 0.3,
     atoms: tuple[float, ...] = (0.0, 1.0),
@@ -210,6 +211,7 @@ def tiny_world(
         draft: Whether it has a drafter.
         shallow: Whether it has a shallow block.
         shown: Whether drafts are made from codes of shown frames.
+        memory: Frames over which drafts remember the mean.
         soft_clip: Bound of the affine parameters.
         atoms: Rewards with a mass of their own.
         contexts: Pasts in the bank; 0 leaves it without.
@@ -241,6 +243,7 @@ def tiny_world(
         draft_layers=2 if draft else 0,
         draft_width=32,
         has_shown=shown,
+        memory=memory,
         head_dim=16,
         window=window,
         soft_clip=soft_clip,

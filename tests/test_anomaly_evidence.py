@@ -175,7 +175,7 @@ def test_gathering_goes_on_where_it_stopped(dataset: Dataset, tmp_path: Path, mo
     real: Callable[..., Any] = judge
     monkeypatch.setattr(anomaly_evidence, "score", fake_score)
     monkeypatch.setattr(anomaly_evidence, "SIMPLE", ("black",))
-    monkeypatch.setattr(anomaly_evidence, "judge", lambda *a, **o: real(*a, **o, combinations=("highest", "fisher")))
+    monkeypatch.setattr(anomaly_evidence, "judge", lambda *a, **o: real(*a, **o, combinations=("highest", "parts")))
     monkeypatch.setattr(Stage, "possible", lambda self: ("occlusion",))
     config = AnomalyConfig(episodes=1, normal=20, steps=22, baseline_minutes=0)
     evidence = gather(world, dataset, out=tmp_path, config=config, progress=False)
@@ -184,5 +184,5 @@ def test_gathering_goes_on_where_it_stopped(dataset: Dataset, tmp_path: Path, mo
     (tmp_path / "cases" / "occlusion_weak.npz").unlink()
     again = gather(world, dataset, out=tmp_path, config=config, progress=False)
     assert len(calls) == 8  # only what was gone
-    areas = [found.auroc("occlusion, middle", "fisher", window=1) for found in (evidence, again)]
+    areas = [found.auroc("occlusion, middle", "parts", window=1) for found in (evidence, again)]
     assert areas[0] == areas[1]

@@ -18,7 +18,7 @@ from worldflow.detector import Watch
 from worldflow.score import score
 from worldflow.watched import STATISTICS, statistic_matrix, watched_names
 
-OTHERS = ("token", "standard_error", "anomaly", "num_draws", "world", "score_norm")
+OTHERS = ("token", "foresight", "vector", "standard_error", "anomaly", "num_draws", "world", "score_norm")
 PARTS = [f.name for f in fields(EpisodeScores) if f.name not in OTHERS]
 
 
@@ -88,7 +88,9 @@ def test_an_alarm_names_what_it_rests_on(part: str, value: float, expected: str)
     assert alarms.transition[7]
     assert alarms.names[alarms.statistic[7]] == expected
     assert alarms.episode
-    assert alarms.names == watched_names([name for name in STATISTICS if name != "score_norm"])  # there is no denoiser
+    assert alarms.names == watched_names(
+        [n for n in STATISTICS if n not in ("score_norm", "foresight")]
+    )  # none is there
     assert alarms.surprise.shape == (len(alarms.names), 20)
     rang = detector.thresholds.transition[expected] < statistic_of(replace(usual, **{part: values}), expected)
     alone = alarms.statistic_p_value[alarms.names.index(expected)] <= detector.false_alarm_rate
@@ -173,6 +175,33 @@ def test_the_strict_promise_needs_episodes() -> None:
     found, other = (d(scores[:1])[0].statistic_p_value[row].min() for d in (strict, pooled))
     assert found == pytest.approx((1 + 15 * share) / 16)
     assert other == pytest.approx((1 + 750 * share) / 751)
+
+
+def test_the_error_of_the_rate_is_that_of_whole_episodes() -> None:
+    random = np.random.default_rng(0)
+    every = [streams(60, 25, random=random, memory=memory) for memory in (0.0, 1.0)]
+    independent, alike = (calibrate_scores(scores, false_alarm_rate=0.1) for scores in every)
+    # 75 of 750 ring: sqrt(75) / 750 if each were in an episode of its own; but averages remember.
+    assert 0.0115 <= independent.rate_error < 0.04 < 1.4 * independent.rate_error < alike.rate_error
+    counts = [(alike.oddness(s) > alike.thresholds.transition["combination"]).sum() for s in every[1][1::2]]
+    assert alike.rate_error == pytest.approx(np.sqrt(np.square(counts).sum()) / 750)
+    assert alike.episodes_needed == np.ceil(60 * (4 * alike.rate_error / 0.1) ** 2) > 60
+
+
+def test_an_alarm_says_which_part_and_whether_it_lasts() -> None:
+    detector = calibrate_scores(normal_scores(60, 60, seed=0, dependence=0.0))
+    (usual,) = normal_scores(1, 60, seed=5, dependence=0.0)
+    weak = replace(usual, action_gain=usual.action_gain - 0.8)  # pyright: ignore[reportOptionalOperand]
+    (alarms,) = detector([weak])
+    assert alarms.parts == ("frame", "action", "motion", "reward", "terminated")
+    assert alarms.parts[int(alarms.part_p_value[:, -1].argmin())] == "action"
+    np.testing.assert_array_equal(alarms.window_p_value[0], alarms.p_value)
+    assert alarms.window_p_value[2, 50:].max() <= 0.01
+    reward = usual.reward.copy()
+    reward[55] = -40.0
+    (alarms,) = detector([replace(usual, reward=reward)])
+    assert alarms.parts[int(alarms.part_p_value[:, 55].argmin())] == "reward"
+    assert alarms.window_p_value[0, 55] <= 0.01 < alarms.window_p_value[2, 55]
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS)

@@ -26,7 +26,7 @@ from worldflow.statistics import frames_at_once
 from worldflow.types import Episode
 from worldflow.world import WorldModel
 
-OTHERS = ("token", "standard_error", "anomaly", "num_draws", "world")
+OTHERS = ("token", "foresight", "standard_error", "anomaly", "num_draws", "world")
 PARTS = [f.name for f in fields(EpisodeScores) if f.name not in (*OTHERS, "score_norm", "vector")]
 
 

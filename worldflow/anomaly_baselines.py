@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from worldflow.codec import to_float
-from worldflow.combination import surprise
 from worldflow.detection import BASELINE, frame_difference
+from worldflow.surprise import surprise
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:

@@ -70,7 +70,7 @@ class AnomalyConfig:
 
     episodes: int = 6
     """Episodes of each anomaly and strength."""
-    normal: int = 24
+    normal: int = 48
     """Normal episodes to calibrate with, and as many to compare with."""
     steps: int = 72
     """Transitions after which an episode is cut off."""
@@ -332,7 +332,7 @@ def judge(
 
 
 class _Numbers:
-    """Every number of every transition, averaged over windows; combinations see all windows as they are."""
+    """Every number of every transition, averaged over windows; combinations are of averages so long or longer."""
 
     def __init__(self, detectors: Mapping[str, Detector], usual: Judged) -> None:
         self.detectors = detectors
@@ -342,7 +342,7 @@ class _Numbers:
         self.above = np.concatenate([s.above_floor for s in usual.scores])
         self.typicality = np.concatenate([s.typicality for s in usual.scores])
         stacked = [self._others(judged_scores, usual, i) for i, judged_scores in enumerate(usual.scores)]
-        self.averages = Averages.of(np.concatenate(stacked, axis=1))
+        self.averages = Averages.of(stacked)
 
     def __call__(self, judged: Judged) -> dict[int, dict[str, list[np.ndarray]]]:
         """From windows to names to values on each episode."""
@@ -350,11 +350,11 @@ class _Numbers:
         for i, scores in enumerate(judged.scores):
             watched = self.any.watched(scores).reshape(len(WINDOWS), -1, len(scores))
             others = self.averages(self._others(scores, judged, i))[0].reshape(len(WINDOWS), -1, len(scores))
-            combined = {name: detector.oddness(scores) for name, detector in self.detectors.items()}
             for row, window in enumerate(WINDOWS):
                 values = dict(zip(self.any.statistics, watched[row], strict=True))
                 values |= dict(zip((*READINGS, *self.usual), others[row], strict=True))
-                for name, value in (values | combined).items():
+                values |= {name: detector.oddness(scores, window=window) for name, detector in self.detectors.items()}
+                for name, value in values.items():
                     result[window].setdefault(name, []).append(value)
         return result
 

@@ -11,7 +11,9 @@ the combination fits.
 What is promised. If what is watched of normal transitions were exchangeable (`w_i = 1`), a normal one would ring with
 probability of at most `false_alarm_rate`. Within an episode transitions are not independent, and averages over the last
 8 and 50 of them (`worldflow.watched`) less so: the rate holds on average over episodes as long as those that calibrate,
-as their number grows, and may be missed by far with few. With `is_strict`, a transition of an episode of
+as their number grows, and may be missed by far with few. `Detector.rate_error` says by how much, from how transitions
+of one episode ring together, and `Detector.episodes_needed` how many normal episodes would halve the rate's doubt. With
+`is_strict`, a transition of an episode of
 `n` weighs `1 / n`, and the promise holds for the transitions of any new episode that is exchangeable with the normal
 ones, however they depend on each other; it takes `1 / false_alarm_rate` episodes in each half to ring at all. The
 alarms of an episode rank its highest number, and its highest drift, among whole episodes, so they hold with few of

@@ -19,12 +19,14 @@ from zipfile import BadZipFile
 import numpy as np
 
 from worldflow.atomic import replacing
-from worldflow.combination import Combination, CombinationName, fit_combination, normal_score, surprise
+from worldflow.combination import CombinationName
 from worldflow.conformal import Ranks, peaks
 from worldflow.drift import cusum
 from worldflow.fingerprint import world_fingerprint
 from worldflow.score_types import EpisodeScores
-from worldflow.watched import Averages, statistic_matrix, watched_names
+from worldflow.surprise import normal_score
+from worldflow.usual import Usual, by_episode
+from worldflow.watched import WINDOWS, Past, statistic_matrix
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Alarms", "Detector", "Thresholds", "Watch"]
 
-FORMAT = 2
+FORMAT = 3
 ARRAYS = ("usual", "usual_lengths", "normal", "normal_lengths")
 
 
@@ -43,6 +45,11 @@ class Alarms:
     Args:
         transition: Whether each transition rings.
         p_value: Of each transition, all statistics together: uniform or higher under normal conditions.
+        window_p_value: The same of averages alone, over so many transitions or more, one row for each of
+            `worldflow.watched.WINDOWS`; the first is `p_value`. What lasts shows in the last, whatever else is unusual
+            about a transition.
+        parts: Names of the parts of a transition, see `worldflow.watched.PARTS`.
+        part_p_value: Of the statistics about each part.
         statistic: Index in `names` of the one that is the most surprising.
         names: The statistics and their averages, in order.
         surprise: Of each statistic, nats.
@@ -55,6 +62,9 @@ class Alarms:
 
     transition: Bool[np.ndarray, " time"]
     p_value: Float[np.ndarray, " time"]
+    window_p_value: Float[np.ndarray, "window time"]
+    parts: tuple[str, ...]
+    part_p_value: Float[np.ndarray, "part time"]
     statistic: Int64[np.ndarray, " time"]
     names: tuple[str, ...]
     surprise: Float[np.ndarray, "statistic time"]
@@ -72,7 +82,7 @@ class Alarms:
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """Values above which each statistic, and `"combination"`, rings."""
+    """Values above which statistics ring; `"combination"` of all, `"combination_<n>"` of averages, `"part_<part>"`."""
 
     transition: Mapping[str, float]
     episode: Mapping[str, float]
@@ -85,7 +95,7 @@ class Detector:
     Args:
         statistics: Names in `worldflow.watched.STATISTICS` of what it rests on, alone and averaged.
         combination: How they are combined.
-        usual: Values of each statistic on the first half of the normal episodes, in order.
+        usual: Values of each statistic on the first half of the normal episodes, in order; a vector's come last.
         usual_lengths: Transitions of those episodes.
         normal: The same of the second half.
         normal_lengths: Transitions of those.
@@ -98,9 +108,9 @@ class Detector:
 
     statistics: tuple[str, ...]
     combination: CombinationName
-    usual: Float[np.ndarray, "statistic transition"]
+    usual: Float[np.ndarray, "row transition"]
     usual_lengths: Int64[np.ndarray, " episode"]
-    normal: Float[np.ndarray, "statistic transition"]
+    normal: Float[np.ndarray, "row transition"]
     normal_lengths: Int64[np.ndarray, " episode"]
     false_alarm_rate: float
     episode_false_alarm_rate: float
@@ -119,28 +129,53 @@ class Detector:
         """
         return [Watch(self)(episode) for episode in scores]
 
-    def oddness(self, scores: EpisodeScores) -> Float[np.ndarray, " time"]:
-        """The combination's number of every transition: what p-values rank."""
-        return self._combine(self.watched(scores))
+    def oddness(self, scores: EpisodeScores, *, window: int = WINDOWS[0]) -> Float[np.ndarray, " time"]:
+        """The combination's number of every transition: what p-values rank.
+
+        Args:
+            scores: Of an episode.
+            window: One of `worldflow.watched.WINDOWS`: averages over so many transitions or more are combined.
+        """
+        values = self.watched(scores)
+        return self._usual.combined(values, self._usual.nats(values))[WINDOWS.index(window)]
 
     def watched(self, scores: EpisodeScores) -> Float[np.ndarray, "watched time"]:
         """Values of the statistics of an episode and of their averages, as `names` says."""
-        return self._averages(statistic_matrix(scores, self.statistics))[0]
+        return self._usual.averages(statistic_matrix(scores, self.statistics))[0]
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the statistics and of their averages, in order."""
-        return watched_names(self.statistics)
+        return self._usual.names
 
     @cached_property
     def thresholds(self) -> Thresholds:
         """Values above which statistics ring."""
-        names = (*self.names, "combination")
+        combined = ("combination" if n == 1 else f"combination_{n}" for n in WINDOWS)
+        names = (*self.names, *combined, *(f"part_{part}" for part in self._usual.parts))
         bounds = [r.threshold(self.false_alarm_rate) for r in self._ranks]
         highest = [r.threshold(self.episode_false_alarm_rate) for r in self._peak_ranks]
         return Thresholds(
             transition=dict(zip(names, bounds, strict=True)), episode=dict(zip(names, highest, strict=True))
         )
+
+    @cached_property
+    def rate_error(self) -> float:
+        """Standard error of the share of normal transitions that ring, as far as the normal episodes tell.
+
+        Transitions of an episode ring together, so it is episodes that count: with `x_i` the transitions of episode
+        `i` above the threshold, the error is `sqrt(sum x_i^2) / sum lengths`, that of independent transitions where no
+        episode has two.
+        """
+        above = self._all[len(self.names)] > self.thresholds.transition["combination"]
+        counts = np.array([part.sum() for part in by_episode(above, self.normal_lengths)], np.float64)
+        return max(1.0, float(np.sqrt(np.square(counts).sum()))) / float(self.normal_lengths.sum())
+
+    @property
+    def episodes_needed(self) -> int:
+        """Normal episodes of which two such errors would be half the promised rate; no fewer than there are."""
+        excess = max(1.0, 4 * self.rate_error / self.false_alarm_rate)
+        return math.ceil((len(self.usual_lengths) + len(self.normal_lengths)) * excess**2)
 
     def check(self, world: str, *, num_draws: int) -> None:
         """Refuse what this detector was not made for.
@@ -209,30 +244,17 @@ class Detector:
     # -- inside ---------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _averages(self) -> Averages:
-        return Averages.of(self.usual)
-
-    def _watched(self, values: np.ndarray, lengths: np.ndarray) -> Float[np.ndarray, "watched transition"]:
-        parts = np.split(values, np.cumsum(lengths)[:-1], axis=1)
-        return np.concatenate([self._averages(part)[0] for part in parts], axis=1)
+    def _usual(self) -> Usual:
+        return Usual(self.statistics, self.combination, self.usual, self.usual_lengths)
 
     @cached_property
-    def _usual(self) -> Float[np.ndarray, "watched transition"]:
-        return self._watched(self.usual, self.usual_lengths)
-
-    @cached_property
-    def _combine(self) -> Combination:
-        return fit_combination(self.combination, self._usual)
-
-    @cached_property
-    def _sorted(self) -> Float[np.ndarray, "watched transition"]:
-        return np.sort(self._usual, axis=1)
-
-    @cached_property
-    def _all(self) -> Float[np.ndarray, "watched+1 transition"]:
-        """Values of the second half, the combination's last."""
-        values = self._watched(self.normal, self.normal_lengths)
-        return np.concatenate((values, self._combine(values)[None]))
+    def _all(self) -> Float[np.ndarray, "watched+window+part transition"]:
+        """Values of the second half, then the combinations', then the parts'."""
+        values = np.concatenate(
+            [self._usual.averages(part)[0] for part in by_episode(self.normal, self.normal_lengths)], axis=1
+        )
+        nats = self._usual.nats(values)
+        return np.concatenate((values, self._usual.combined(values, nats), self._usual.by_part(nats)))
 
     @cached_property
     def _ranks(self) -> list[Ranks]:
@@ -246,24 +268,22 @@ class Detector:
     @cached_property
     def _drift_scale(self) -> Float[np.ndarray, " statistic"]:
         """Usual peaks of the cumulative sums, so that statistics with memory do not hide the others."""
-        return np.maximum(peaks(self._sums(self.usual, self.usual_lengths), self.usual_lengths).mean(1), 1.0)
+        single = self._usual.watched[: len(self.statistics)]
+        return np.maximum(peaks(self._sums(single, self.usual_lengths), self.usual_lengths).mean(1), 1.0)
 
     @cached_property
     def _drift_ranks(self) -> Ranks:
-        sums = self._sums(self.normal, self.normal_lengths) / self._drift_scale[:, None]
+        sums = self._sums(self._all[: len(self.statistics)], self.normal_lengths) / self._drift_scale[:, None]
         return Ranks(peaks(sums, self.normal_lengths).max(0))
-
-    def _surprises(self, values: np.ndarray) -> Float[np.ndarray, "watched time"]:
-        """Of the first so many of what is watched."""
-        return np.stack([surprise(u, v) for u, v in zip(self._sorted, values, strict=False)])
 
     def _drifts(self, surprises: np.ndarray, start: np.ndarray | float) -> Float[np.ndarray, "statistic time"]:
         # A single outlier is not a drift: no transition counts for more than three standard deviations.
         return cusum(np.clip(normal_score(surprises), -3.0, 3.0), start=start)
 
     def _sums(self, values: np.ndarray, lengths: np.ndarray) -> Float[np.ndarray, "statistic time"]:
-        parts = np.split(self._surprises(values), np.cumsum(lengths)[:-1], axis=1)
-        return np.concatenate([self._drifts(part, 0.0) for part in parts], axis=1)
+        return np.concatenate(
+            [self._drifts(part, 0.0) for part in by_episode(self._usual.nats(values), lengths)], axis=1
+        )
 
 
 class Watch:
@@ -275,7 +295,7 @@ class Watch:
 
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
-        self._past: np.ndarray | None = None
+        self._past: Past | None = None
         self._sums: np.ndarray | float = 0.0
         self._highest = -math.inf
 
@@ -290,21 +310,27 @@ class Watch:
         """
         detector = self.detector
         detector.check(scores.world, num_draws=scores.num_draws)
-        single = statistic_matrix(scores, detector.statistics)
-        values, self._past = detector._averages(single, self._past)
-        surprises, combined = detector._surprises(values), detector._combine(values)
-        sums = detector._drifts(surprises[: len(single)], self._sums)
-        self._sums, self._highest = sums[:, -1], max(self._highest, float(combined.max()))
-        *alone, together = (r.p_value(v) for r, v in zip(detector._ranks, (*values, combined), strict=True))
-        episode = float(detector._peak_ranks[-1].p_value(np.array([self._highest]))[0])
+        usual = detector._usual
+        values, self._past = usual.averages(statistic_matrix(scores, detector.statistics), self._past)
+        surprises = usual.nats(values)
+        combined, parts = usual.combined(values, surprises), usual.by_part(surprises)
+        sums = detector._drifts(surprises[: len(detector.statistics)], self._sums)
+        self._sums, self._highest = sums[:, -1], max(self._highest, float(combined[0].max()))
+        ranked = np.stack([r.p_value(v) for r, v in zip(detector._ranks, (*values, *combined, *parts), strict=True)])
+        first = len(values)
+        together = ranked[first]
+        episode = float(detector._peak_ranks[first].p_value(np.array([self._highest]))[0])
         drift = detector._drift_ranks.p_value((sums / detector._drift_scale[:, None]).max(0))
         return Alarms(
             transition=together <= detector.false_alarm_rate,
             p_value=together,
+            window_p_value=ranked[first : first + len(WINDOWS)],
+            parts=usual.parts,
+            part_p_value=ranked[first + len(WINDOWS) :],
             statistic=surprises.argmax(0),
             names=detector.names,
             surprise=surprises,
-            statistic_p_value=np.stack(alone),
+            statistic_p_value=ranked[:first],
             drift=drift <= detector.episode_false_alarm_rate,
             drift_p_value=drift,
             episode=episode <= detector.episode_false_alarm_rate,

@@ -26,11 +26,12 @@ class Evaluate:
     """Folder for report.html and fidelity.json; with --anomalies, for anomalies.html, anomalies.json and surprise.gif.
     """
     anomalies: bool = False
-    """Measure how well scores find labeled anomalies instead, in fresh episodes of the recorded environment; about ten
-    minutes of one core, half of them for the next-frame predictor. What was finished is kept: the same call goes on."""
+    """Measure how well scores find labeled anomalies instead, in fresh episodes of the recorded environment; about
+    fifteen minutes of one core, a third of them for the next-frame predictor. What was finished is kept: the same call
+    goes on."""
     episodes: int = 6
     """With --anomalies: episodes of each anomaly and strength."""
-    normal: int = 24
+    normal: int = 48
     """With --anomalies: normal episodes to calibrate with, and as many to compare with."""
     steps: int = 72
     """With --anomalies: transitions after which an episode is cut off."""

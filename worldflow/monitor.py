@@ -20,6 +20,7 @@ import numpy as np
 from worldflow.checkpoint import load
 from worldflow.detector import Alarms, Detector, Watch
 from worldflow.fingerprint import world_fingerprint
+from worldflow.foresight import directions
 from worldflow.frames import checked_frame, together
 from worldflow.score import fitting_episode
 from worldflow.score_types import EpisodeScores
@@ -78,6 +79,7 @@ class Monitor:
             detector.check(self.fingerprint, num_draws=self.num_draws)
         self.alarms: Alarms | None = None
         self._pixel_std = stored_pixel_std(self.world) if pixels else None
+        self._basis = directions(self.world)
         self._number = -1
         self._scorer: EpisodeScorer | None = None
         self._frame: np.ndarray = np.empty(0)
@@ -101,6 +103,7 @@ class Monitor:
             num_draws=self.num_draws,
             seed=self.seed,
             pixel_std=self._pixel_std,
+            basis=self._basis,
             fingerprint=self.fingerprint,
         )
         self._scorer.start(frame)

@@ -30,6 +30,7 @@ from worldflow.checkpoint import load
 from worldflow.data import Dataset, read_episodes
 from worldflow.episodes import checked_episode
 from worldflow.fingerprint import world_fingerprint
+from worldflow.foresight import directions
 from worldflow.frames import part_shapes
 from worldflow.score_types import EpisodeScores, columns
 from worldflow.spaces import check_compatible
@@ -86,14 +87,14 @@ def score(
     if isinstance(episodes, Dataset):
         check_compatible(world.config.data, episodes.spec)
     total = len(episodes) if hasattr(episodes, "__len__") else None  # pyright: ignore[reportArgumentType]
-    std = stored_pixel_std(world) if pixels else None
+    std, basis = stored_pixel_std(world) if pixels else None, directions(world)
     fingerprint, length = world_fingerprint(world), frames_at_once(num_draws)
     source = _stored(episodes, length) if isinstance(episodes, Dataset) else _held(read_episodes(episodes), length)
     bar = tqdm(source, total=total, desc="score", unit="episode", delay=2, disable=not progress)
     scores = []
     for number, (parts, labels) in enumerate(bar):
         scorer = EpisodeScorer(
-            world, number=number, num_draws=num_draws, seed=seed, pixel_std=std, fingerprint=fingerprint
+            world, number=number, num_draws=num_draws, seed=seed, pixel_std=std, basis=basis, fingerprint=fingerprint
         )
         scores.append(_score_episode(scorer, parts, labels))
     if not scores:
@@ -138,7 +139,7 @@ def write_json(scores: Sequence[EpisodeScores], path: str | os.PathLike[str]) ->
     """Write scores as one JSON object; the file appears whole or not at all.
 
     `{"world": ..., "num_draws": ..., "episodes": [{"log_prob": [...], ..., "standard_error": {...}, "token": [[...]],
-    "anomaly": [...]}]}`, where what there is none of is left out.
+    "foresight": [[...]], "anomaly": [...]}]}`, where what there is none of is left out.
 
     Args:
         scores: What `score` returned.
@@ -155,7 +156,11 @@ def write_json(scores: Sequence[EpisodeScores], path: str | os.PathLike[str]) ->
         plain: dict[str, Any] = {name: values.tolist() for name, values in columns(episode).items()}
         if episode.standard_error:
             plain["standard_error"] = {name: values.tolist() for name, values in episode.standard_error.items()}
-        for name, values in (("token", episode.token), ("anomaly", episode.anomaly)):
+        for name, values in (
+            ("token", episode.token),
+            ("foresight", episode.foresight),
+            ("anomaly", episode.anomaly),
+        ):
             if values is not None:
                 plain[name] = values.tolist()
         episodes.append(plain)

@@ -108,11 +108,13 @@ class Score:
             result["videos"] = _write_videos(Path(self.video), dataset, scores, alarms)
         if self.heat is not None:
             result["heat"] = str(_write_heat(self.heat, world, dataset, scores))
-        if alarms is None:
+        if detector is None or alarms is None:
             return result
         rang = [i for i, a in enumerate(alarms) if a.rings]
         result["ringing_transitions"] = sum(int(a.transition.sum()) for a in alarms)
         result["ringing_episodes"] = rang
+        result["false_alarm_rate"], result["false_alarm_rate_error"] = detector.false_alarm_rate, detector.rate_error
+        result["normal_episodes_to_know_it"] = detector.episodes_needed
         if rang and self.fail_on_alarm:
             raise Alarmed(result)
         return result

@@ -48,7 +48,11 @@ class EpisodeScores:
             which the rest is the picture's; None where there is none, or where `token` is None.
         token: Negative log-likelihood of every token given the ones before it, nats; None where it is not exact, in
             flows with shallow blocks.
-        standard_error: Of each of the above but `reconstruction` and `token`, over draws of the noise; empty for one.
+        foresight: How far the frame is from what was drafted of it eight transitions ago, along the directions in which
+            the world's frames change most, in units of the code; 0 where an episode is younger, and None for worlds
+            that draft nothing or store no pasts (`worldflow.foresight`).
+        standard_error: Of each of the above but `reconstruction`, `token` and `foresight`, over draws of the noise;
+            empty for one.
         anomaly: Whether the transition is labeled anomalous; None where the episode has no labels.
         num_draws: Draws of the noise.
         world: Fingerprint of the world that scored; empty where it is not known.
@@ -74,6 +78,7 @@ class EpisodeScores:
     score_norm: Float[np.ndarray, " time"] | None = None
     vector: Float[np.ndarray, " time"] | None = None
     token: Float[np.ndarray, "time token"] | None = None
+    foresight: Float[np.ndarray, "time direction"] | None = None
     standard_error: Mapping[str, Float[np.ndarray, " time"]] = field(default_factory=dict)
     anomaly: Bool[np.ndarray, " time"] | None = None
     num_draws: int = 1
@@ -113,7 +118,7 @@ class EpisodeScores:
 
 def columns(scores: EpisodeScores) -> dict[str, Float[np.ndarray, " time"]]:
     """The numbers that each transition has one of, by name, `log_prob` first; without labels."""
-    others = ("token", "standard_error", "anomaly", "num_draws", "world")
+    others = ("token", "foresight", "standard_error", "anomaly", "num_draws", "world")
     found = {"log_prob": scores.log_prob}
     for name in (f.name for f in fields(EpisodeScores) if f.name not in others):
         if getattr(scores, name) is not None:

@@ -26,8 +26,10 @@ with actuators at 75 %, its mean over 50 transitions has an area under the ROC c
 The Hermite polynomials `He_k(z)`, of variance `k!` and uncorrelated for standard normal `z`, measure mean, variance,
 skewness and kurtosis; products of neighbors in space and time measure correlation.
 
+What was foreseen some transitions ago is held against what came by `worldflow.foresight`.
+
 Work for a transition and a draw of the noise: one frame with its action, one without, two with other gains, two for the
-short memory, and one decoding for pixels.
+short memory, and one decoding for pixels; and once for all draws, the drafts of rollouts.
 
 Reference: Nalisnick et al., 2019, "Detecting Out-of-Distribution Inputs to Deep Generative Models Using Typicality",
 arXiv 1906.02994; Ren et al., 2019, "Likelihood Ratios for Out-of-Distribution Detection", arXiv 1906.02845.
@@ -45,6 +47,7 @@ from torch import Tensor
 from worldflow.autoregressive import LOG_2PI
 from worldflow.elbo import noise_entropy, pixel_log_prob, pixel_std
 from worldflow.flow_types import FlowOutput
+from worldflow.foresight import Foresight
 from worldflow.frames import as_tensors, mapped
 from worldflow.randomness import normal
 from worldflow.score_types import EpisodeScores
@@ -74,6 +77,7 @@ class EpisodeScorer:
         num_draws: Draws of the noise.
         seed: Of the noise.
         pixel_std: Gray levels that decoded frames are off by, for the bound on pixels; None leaves that out.
+        basis: Directions of what was foreseen (`worldflow.foresight.directions`); None leaves that out.
         fingerprint: Of the world, to be noted in the scores.
     """
 
@@ -85,6 +89,7 @@ class EpisodeScorer:
         num_draws: int = 1,
         seed: int = 0,
         pixel_std: float | None = None,
+        basis: Tensor | None = None,
         fingerprint: str = "",
     ) -> None:
         self.world, self.number, self.num_draws = world, number, num_draws
@@ -101,6 +106,7 @@ class EpisodeScorer:
         hidden[num_draws : 2 * num_draws] = True
         self._hidden = hidden
         self._state = world.begin(len(hidden))
+        self._foresight = None if basis is None else Foresight(world, basis)
         self._codes: Tensor | None = None
         self._x: Tensor | None = None
         self._z: Tensor | None = None
@@ -113,6 +119,7 @@ class EpisodeScorer:
         x = self._noisy(codes)
         features = x.new_zeros(len(self._gains), 1, self.world.config.flow.action_dim)
         out = self._pass(x, codes, features)
+        self._foreseen(out, codes, features)
         self._codes, self._x, self._z = codes[-1:], x[:, -1:], out.z[: self.num_draws, -1:]
 
     @torch.no_grad()
@@ -180,7 +187,7 @@ class EpisodeScorer:
                 numbers["vector"] = -nats[..., math.prod(world.config.flow.grid) :].sum(-1)
 
         self._codes, self._x, self._z = codes[-1:], x[:, -1:], out.z[:K, -1:]
-        return self._scores(numbers, reconstruction, token)
+        return self._scores(numbers, reconstruction, token, self._foreseen(out, codes, features))
 
     def _encode(self, frames: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Codes without noise `(time, token, latent)`, and the error of every frame's round trip."""
@@ -217,6 +224,13 @@ class EpisodeScorer:
         self._state = out.state
         return out
 
+    def _foreseen(self, out: FlowOutput, codes: Tensor, features: Tensor) -> np.ndarray | None:
+        """How far frames are from what was foreseen; drafts that read noisy codes read those of the first draw."""
+        if self._foresight is None:
+            return None
+        seen = codes if self.world.config.flow.has_shown else out.u[0]
+        return self._foresight(seen, features[0]).double().cpu().numpy()
+
     def _short(self, pairs: Tensor, codes: Tensor, features: Tensor) -> Float[Tensor, " pair"]:
         """Log-likelihood of the second frame of each pair, as if nothing had been before the first."""
         assert self._codes is not None
@@ -249,10 +263,15 @@ class EpisodeScorer:
         return -bound / (math.prod(self.world.config.data.frame_shape) * math.log(2))
 
     def _scores(
-        self, numbers: dict[str, Tensor], reconstruction: np.ndarray, token: np.ndarray | None
+        self,
+        numbers: dict[str, Tensor],
+        reconstruction: np.ndarray,
+        token: np.ndarray | None,
+        foresight: np.ndarray | None,
     ) -> EpisodeScores:
         values = {name: number.cpu().numpy() for name, number in numbers.items()}
-        for name, value in values.items():
+        once = {} if foresight is None else {"foresight": foresight}
+        for name, value in (values | once).items():
             if not np.isfinite(value).all():
                 raise ValueError(
                     f"the scores of episode {self.number} are not finite ({name}); the world is damaged: train it again"
@@ -263,6 +282,7 @@ class EpisodeScorer:
             **{name: value.mean(0) for name, value in values.items()},  # pyright: ignore[reportArgumentType]
             reconstruction=reconstruction,
             token=token,
+            foresight=foresight,
             standard_error=errors,
             num_draws=K,
             world=self.fingerprint,

@@ -1,15 +1,18 @@
 """What alarms may rest on: statistics of a transition, and their averages over the transitions that came last.
 
 A single transition shows a picture that is wrong; changed dynamics show in many that are each a little off. So every
-statistic is watched by itself and averaged over the last 8 and 50 transitions. Two rules make averages honest: what
-would lie before an episode counts as usual, so that early averages are no wilder than late ones; and no transition
-counts for more than the most unusual normal one did, so that an outlier rings once, not for fifty steps.
+statistic is watched by itself and averaged over the last 8 and 50 transitions. Two rules make averages honest: where an
+episode is younger, what is off is divided by the root of how much there is, so that early averages are as wild as late
+ones and no wilder; and no transition counts for more than the most unusual normal one did, so that an outlier rings
+once, not for fifty steps.
+
+    mean_n(t) = m + sum_{last min(t, n)} (v - m) / sqrt(n min(t, n)),    the plain mean from n transitions on
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +22,17 @@ from worldflow.score_types import EpisodeScores
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["STATISTICS", "WINDOWS", "Averages", "statistic_matrix", "statistic_values", "watched_names"]
+__all__ = [
+    "PARTS",
+    "STATISTICS",
+    "WINDOWS",
+    "Averages",
+    "Past",
+    "left_out",
+    "statistic_matrix",
+    "statistic_values",
+    "watched_names",
+]
 
 STATISTICS = {
     "frame_unlikely": "NLL of the frame: it is nowhere where the world expected it",
@@ -39,53 +52,141 @@ STATISTICS = {
     "reconstruction": "error of the codec's round trip: the frame does not look like one",
     "pixels": "bound of the frame's bits: what codes leave out counts, too",
     "score_norm": "norm of the denoiser's score: the frame lies off what it learned",
+    "foresight": "distance of the frame from what was foreseen of it eight transitions ago",
 }
 """What an alarm may rest on; averages over `n` transitions are called `<name>_<n>`."""
+PARTS: Mapping[str, Sequence[str]] = {
+    "frame": (
+        *("frame_unlikely", "frame_too_likely", "atypical_unlikely", "atypical_too_likely", "unsure"),
+        *("normality", "noise_spatial", "noise_temporal", "reconstruction", "pixels", "score_norm"),
+    ),
+    "action": ("action", "gain_low", "gain_high"),
+    "motion": ("context", "foresight"),
+    "reward": ("reward",),
+    "terminated": ("terminated",),
+}
+"""Which part of a transition each of them is about."""
 WINDOWS = (1, 8, 50)
 """Transitions that statistics are averaged over."""
+SHRINKAGE = 0.3
+"""How far covariances of averages, which few independent ones are known of, are drawn to their diagonal."""
+FOLDS = 8
+"""Parts that usual episodes are told apart in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Past:
+    """What is remembered of an episode.
+
+    Args:
+        values: Of each row on the transitions that came last; the usual mean stands for those before the episode.
+        count: Transitions of the episode so far.
+    """
+
+    values: Float[np.ndarray, "row past"]
+    count: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Averages:
     """Averages statistics over the last transitions.
 
+    The last rows may be a vector's: of these the distance of each average from the usual one is watched, in the metric
+    of its covariance `S` over usual transitions, drawn to the diagonal: `sqrt((v - mean)' S^-1 (v - mean))`.
+
     Args:
-        mean, low, high: Of each statistic on usual transitions.
+        mean, low, high: Of each row on usual transitions.
+        precision: `S^-1` of the vector's averages over each window; `(window, 0, 0)` without one.
     """
 
-    mean: Float[np.ndarray, " statistic"]
-    low: Float[np.ndarray, " statistic"]
-    high: Float[np.ndarray, " statistic"]
+    mean: Float[np.ndarray, " row"]
+    low: Float[np.ndarray, " row"]
+    high: Float[np.ndarray, " row"]
+    precision: Float[np.ndarray, "window direction direction"]
 
     @staticmethod
-    def of(usual: Float[np.ndarray, "statistic transition"]) -> Averages:
-        """Learn from usual values."""
-        return Averages(mean=usual.mean(1), low=usual.min(1), high=usual.max(1))
+    def of(usual: Sequence[Float[np.ndarray, "row time"]], *, directions: int = 0) -> Averages:
+        """Learn from usual episodes.
 
-    @property
-    def past(self) -> Float[np.ndarray, "statistic past"]:
+        Args:
+            usual: Values on each.
+            directions: How many of the last rows are a vector's.
+        """
+        joined = np.concatenate(usual, axis=1)
+        nothing = np.zeros((len(WINDOWS), 0, 0))
+        found = Averages(mean=joined.mean(1), low=joined.min(1), high=joined.max(1), precision=nothing)
+        if not directions:
+            return found
+        each = [found.averages(values)[0] for values in usual]
+        vectors = [np.concatenate([rows[w][-directions:] for rows in each], axis=1) for w in range(len(WINDOWS))]
+        return replace(found, precision=np.stack([_precision(v - found.mean[-directions:, None]) for v in vectors]))
+
+    def averages(
+        self, values: Float[np.ndarray, "row time"], past: Past | None = None
+    ) -> tuple[list[Float[np.ndarray, "row time"]], Past]:
+        """Each row alone and averaged over each window, and what is to be remembered."""
+        past = self.begin() if past is None else past
+        clipped = np.clip(values, self.low[:, None], self.high[:, None])
+        held = np.concatenate((past.values, clipped), axis=1) - self.mean[:, None]
+        time, before = values.shape[1], past.values.shape[1]
+        count = past.count + np.arange(1, time + 1)
+
+        def average(n: int) -> np.ndarray:
+            # Summed in the order of time, whatever the parts that an episode comes in: ties stay ties.
+            sums = sum((held[:, before - k : before - k + time] for k in reversed(range(n))), start=np.zeros(()))
+            return self.mean[:, None] + sums / np.sqrt(n * np.minimum(count, n))
+
+        kept = np.concatenate((past.values, clipped), axis=1)[:, time:]
+        return [values if n == 1 else average(n) for n in WINDOWS], Past(values=kept, count=int(count[-1]))
+
+    def begin(self) -> Past:
         """What is remembered when an episode begins."""
-        return np.repeat(self.mean[:, None], max(WINDOWS) - 1, axis=1)
+        return Past(values=np.repeat(self.mean[:, None], max(WINDOWS) - 1, axis=1), count=0)
 
     def __call__(
-        self, values: Float[np.ndarray, "statistic time"], past: Float[np.ndarray, "statistic past"] | None = None
-    ) -> tuple[Float[np.ndarray, "watched time"], Float[np.ndarray, "statistic past"]]:
-        """Each statistic alone and averaged, and what is to be remembered.
+        self, values: Float[np.ndarray, "row time"], past: Past | None = None
+    ) -> tuple[Float[np.ndarray, "watched time"], Past]:
+        """What is watched, and what is to be remembered.
 
         Args:
             values: Of the next transitions.
             past: What was remembered; None at the beginning of an episode.
         """
-        past = self.past if past is None else past
-        held = np.concatenate((past, np.clip(values, self.low[:, None], self.high[:, None])), axis=1)
-        time, before = values.shape[1], past.shape[1]
+        rows, past = self.averages(values, past)
+        directions = self.precision.shape[-1]
+        if directions:
+            off = [row[-directions:] - self.mean[-directions:, None] for row in rows]
+            square = [np.einsum("it,ij,jt->t", v, p, v) for v, p in zip(off, self.precision, strict=True)]
+            rows = [np.concatenate((r[:-directions], np.sqrt(q)[None])) for r, q in zip(rows, square, strict=True)]
+        return np.concatenate(rows), past
 
-        def average(n: int) -> np.ndarray:
-            # Summed in the order of time, whatever the parts that an episode comes in: ties stay ties.
-            return sum((held[:, before - k : before - k + time] for k in reversed(range(n))), start=np.zeros(())) / n
 
-        rows = [values if n == 1 else average(n) for n in WINDOWS]
-        return np.concatenate(rows), held[:, held.shape[1] - past.shape[1] :]
+def left_out(
+    usual: Sequence[Float[np.ndarray, "row time"]], *, directions: int = 0
+) -> list[Float[np.ndarray, "watched time"]]:
+    """What is watched of usual episodes by averages that were learned from other ones.
+
+    Distances are lower where their metric was learned than on what is new; these are not. The episodes are told apart
+    in `FOLDS` parts; a single one is all there is.
+
+    Args:
+        usual: Values on each episode, at least one.
+        directions: As in `Averages.of`.
+    """
+    folds = min(FOLDS, len(usual))
+    found: list[np.ndarray] = [np.empty(0)] * len(usual)
+    for fold in range(folds):
+        others = [values for i, values in enumerate(usual) if i % folds != fold or folds == 1]
+        averages = Averages.of(others, directions=directions)
+        for i in range(fold, len(usual), folds):
+            found[i] = averages(usual[i])[0]
+    return found
+
+
+def _precision(vectors: Float[np.ndarray, "direction time"]) -> Float[np.ndarray, "direction direction"]:
+    covariance = vectors @ vectors.T / vectors.shape[1]
+    diagonal = np.maximum(np.diag(covariance), 1e-12 * max(1.0, float(np.diag(covariance).max())))
+    return np.linalg.inv((1 - SHRINKAGE) * covariance + SHRINKAGE * np.diag(diagonal))
 
 
 def watched_names(statistics: Sequence[str]) -> tuple[str, ...]:
@@ -93,8 +194,8 @@ def watched_names(statistics: Sequence[str]) -> tuple[str, ...]:
     return tuple(name if n == 1 else f"{name}_{n}" for n in WINDOWS for name in statistics)
 
 
-def statistic_values(scores: EpisodeScores) -> dict[str, Float[np.ndarray, " time"]]:
-    """Those of `STATISTICS` that scores have, each higher for more anomalous.
+def statistic_values(scores: EpisodeScores) -> dict[str, Float[np.ndarray, "*direction time"]]:
+    """Those of `STATISTICS` that scores have, each higher for more anomalous; `foresight` is a vector with a sign.
 
     Args:
         scores: Scores of an episode, or of a part of one.
@@ -116,14 +217,15 @@ def statistic_values(scores: EpisodeScores) -> dict[str, Float[np.ndarray, " tim
     }
     if scores.action_gain is not None:
         values |= {"gain_low": -scores.action_gain, "gain_high": scores.action_gain}
-    for name, value in (("pixels", scores.pixel_bits), ("score_norm", scores.score_norm)):
+    foresight = None if scores.foresight is None or not scores.foresight.shape[1] else scores.foresight.T
+    for name, value in (("pixels", scores.pixel_bits), ("score_norm", scores.score_norm), ("foresight", foresight)):
         if value is not None:
             values[name] = value
     return values
 
 
-def statistic_matrix(scores: EpisodeScores, names: Sequence[str]) -> Float[np.ndarray, "statistic time"]:
-    """Named statistics, row by row; as `statistic_values`.
+def statistic_matrix(scores: EpisodeScores, names: Sequence[str]) -> Float[np.ndarray, "row time"]:
+    """Named statistics, row by row, a vector's last; as `statistic_values`.
 
     Raises:
         ValueError: If the scores lack one.
@@ -131,4 +233,4 @@ def statistic_matrix(scores: EpisodeScores, names: Sequence[str]) -> Float[np.nd
     values = statistic_values(scores)
     if missing := [name for name in names if name not in values]:
         raise ValueError(f"these scores lack {', '.join(missing)}, which the detector rests on; score with pixels=True")
-    return np.stack([values[name] for name in names])
+    return np.concatenate([np.atleast_2d(values[name]) for name in names])
