@@ -23,7 +23,7 @@ from worldflow.video import encode_video, film_strip
 
 __all__ = ["as_text", "write_evidence"]
 
-SHOWN = ("frame_unlikely", "action", "gain_low", "normality", "pixels")
+SHOWN = ("frame_unlikely", "action", "gain_low", "foresight", "normality", "pixels")
 """Statistics of the large table; the others are in the file."""
 LIKELIHOOD = ("frame_unlikely", "frame_two_sided", "typicality_two_sided", "normality", "action", "context", "pixels")
 """What pictures that are too simple are held against."""

@@ -12,7 +12,7 @@ What is promised. If what is watched of normal transitions were exchangeable (`w
 probability of at most `false_alarm_rate`. Within an episode transitions are not independent, and averages over the last
 8 and 50 of them (`worldflow.watched`) less so: the rate holds on average over episodes as long as those that calibrate,
 as their number grows, and may be missed by far with few. `Detector.rate_error` says by how much, from how transitions
-of one episode ring together, and `Detector.episodes_needed` how many normal episodes would halve the rate's doubt. With
+of one episode ring together, and `Detector.episodes_needed` how many normal episodes would tell it to its half. With
 `is_strict`, a transition of an episode of
 `n` weighs `1 / n`, and the promise holds for the transitions of any new episode that is exchangeable with the normal
 ones, however they depend on each other; it takes `1 / false_alarm_rate` episodes in each half to ring at all. The
