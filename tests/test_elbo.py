@@ -9,7 +9,7 @@ import pytest
 import torch
 from builders import randomize, tiny_spec, tiny_world
 
-from worldflow.codec import CodecConfig
+from worldflow.codec import Codec, CodecConfig
 from worldflow.elbo import elbo, log_mass, pixel_std
 from worldflow.flow import FlowConfig
 from worldflow.heads import RewardSupport
@@ -92,6 +92,7 @@ def test_elbo_puts_the_parts_together() -> None:
     assert found.total.shape == (2, 3)
     generator = torch.Generator().manual_seed(2)
     codes = world.codes(frames)
+    assert isinstance(world.codec, Codec)
     latents, pixels = torch.zeros(2, 3), torch.zeros(2, 3)
     for _ in range(2):
         x = world.with_noise(codes, generator=generator)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from worldflow.bits import Bits, bits_per_dim
-from worldflow.codec import CodecConfig, build_codec
+from worldflow.codec import Codec, CodecConfig, build_codec
 from worldflow.denoiser import tweedie
 from worldflow.elbo import LEAST_STD, log_mass
 from worldflow.flow import FlowConfig, Guidance, VideoFlow
@@ -147,7 +147,9 @@ class LatentImageFlow(nn.Module):
     def __init__(self, config: LatentImageConfig) -> None:
         super().__init__()
         self.config = config
-        self.codec = build_codec(config.codec).requires_grad_(False)
+        codec = build_codec(config.codec)
+        assert isinstance(codec, Codec)  # images have no vector beside them
+        self.codec = codec.requires_grad_(False)
         self.flow = VideoFlow(config.flow)
         self.classes = None
         if config.num_classes:  # the last row stands for no class, so that label -1 is it
