@@ -25,9 +25,9 @@ from tqdm import tqdm
 from worldflow import __version__
 from worldflow.envs.hdf5_source import HDF5, Hdf5Source
 from worldflow.envs.lerobot_source import LeRobotSource, is_lerobot
-from worldflow.envs.making import serialized
+from worldflow.envs.making import Observed, serialized
 from worldflow.envs.recorder import OnExisting, Recorder
-from worldflow.envs.recordings import Observed, Source, Wanted, as_recorded_episode
+from worldflow.envs.recordings import Source, Wanted, as_recorded_episode
 from worldflow.envs.video_source import VIDEOS, VideoSource
 from worldflow.frames import Frames
 from worldflow.index import SplitRule

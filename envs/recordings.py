@@ -10,20 +10,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from worldflow.envs.making import Observed
 from worldflow.frames import Frames
 from worldflow.types import Episode
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped, UInt8
 
-__all__ = ["Observed", "Recorded", "Source", "Wanted", "as_pictures", "as_recorded_episode", "squared"]
-
-Observed = Literal["pixels", "vector", "dict"]
+__all__ = ["Recorded", "Source", "Wanted", "as_pictures", "as_recorded_episode", "squared"]
 
 
 @dataclass(frozen=True, kw_only=True)
