@@ -148,8 +148,10 @@ def import_recordings(
         if recorder is None:
             raise
         recorder.finish()
-        reason = str(error) or "interrupted"
-        raise type(error)(f"{reason}; the {len(recorder)} episodes in {recorder.path} are kept") from error
+        kind = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else ValueError
+        raise kind(
+            f"{str(error) or 'interrupted'}; the {len(recorder)} episodes in {recorder.path} are kept"
+        ) from error
     if recorder is None:
         raise ValueError(f"no episode of {source} holds a transition: that takes 2 frames and the action between them")
     recorder.finish()

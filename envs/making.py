@@ -92,11 +92,7 @@ def make_vector_env(env: str | gym.Env[Any, Any], *, env_kwargs: Mapping[str, An
     Raises:
         ValueError: There is no such id, or it does not observe a floating Box of one axis.
     """
-    if isinstance(env, str):
-        made = _make(env, dict(env_kwargs or {}))
-    else:
-        _check_env(env, env_kwargs)
-        made = env
+    made = _made(env, env_kwargs)
     if _axes(made) != 1:
         if isinstance(env, str):
             made.close()
@@ -120,11 +116,7 @@ def make_dict_env(
     Raises:
         ValueError: There is no such id, or it offers no picture, or no vector beside it.
     """
-    if isinstance(env, str):
-        made = _make(env, dict(env_kwargs or {}))
-    else:
-        _check_env(env, env_kwargs)
-        made = env
+    made = _made(env, env_kwargs)
     if isinstance(made.observation_space, spaces.Dict):
         data_spec(serialized(made.observation_space), serialized(made.action_space))  # says what is wrong with them
         return made
@@ -150,6 +142,14 @@ def _check_env(env: Any, env_kwargs: Mapping[str, Any] | None) -> None:
         raise TypeError(f"env must be an id or a Gymnasium environment, got {type(env).__name__}")
     if env_kwargs:
         raise ValueError("env_kwargs are arguments for an id; pass an environment that is made with them")
+
+
+def _made(env: str | gym.Env[Any, Any], env_kwargs: Mapping[str, Any] | None) -> gym.Env[Any, Any]:
+    """The environment of an id, or the one that is given."""
+    if isinstance(env, str):
+        return _make(env, dict(env_kwargs or {}))
+    _check_env(env, env_kwargs)
+    return env
 
 
 def _make(env_id: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:

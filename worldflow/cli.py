@@ -41,7 +41,7 @@ from worldflow.evaluate_command import Evaluate
 from worldflow.generate import edit, generate, read_frames
 from worldflow.hints import did_you_mean
 from worldflow.image_commands import SampleImages, TrainImages
-from worldflow.import_command import ImportCommand
+from worldflow.import_command import ImportCommand, on_existing
 from worldflow.log import read_log
 from worldflow.long_video import DriftBench
 from worldflow.recipes import TrainConfig
@@ -105,8 +105,7 @@ class Collect:
         from worldflow.envs.perturb import Perturb
         from worldflow.envs.tasks import TASKS
 
-        if self.append and self.overwrite:
-            raise ValueError("give --append or --overwrite, not both")
+        existing = on_existing(append=self.append, overwrite=self.overwrite)
         if self.strength is not None and self.anomaly is None:
             raise ValueError("--strength needs --anomaly: it says how strong which one is")
         arguments = _json_object(self.env_args, "--env-args")
@@ -133,7 +132,7 @@ class Collect:
                     random_fraction=self.random_fraction,
                     max_steps=self.max_steps,
                     observation=self.observation,
-                    on_existing="append" if self.append else "overwrite" if self.overwrite else "error",
+                    on_existing=existing,
                 )
         except gym_error.Error as error:  # such as a dependency that is not installed
             raise ValueError(f"{self.env_id}: {error}") from error

@@ -7,7 +7,18 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-__all__ = ["ImportCommand"]
+__all__ = ["ImportCommand", "on_existing"]
+
+
+def on_existing(*, append: bool, overwrite: bool) -> Literal["error", "append", "overwrite"]:
+    """What two options say to do where a data set already is.
+
+    Raises:
+        ValueError: If both are given.
+    """
+    if append and overwrite:
+        raise ValueError("give --append or --overwrite, not both")
+    return "append" if append else "overwrite" if overwrite else "error"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +57,7 @@ class ImportCommand:
         """Import."""
         from worldflow.envs.importing import import_recordings
 
-        if self.append and self.overwrite:
-            raise ValueError("give --append or --overwrite, not both")
+        existing = on_existing(append=self.append, overwrite=self.overwrite)
         found = import_recordings(
             self.source,
             out=self.out,
@@ -59,6 +69,6 @@ class ImportCommand:
             low=self.low or None,
             high=self.high or None,
             episodes=self.episodes,
-            on_existing="append" if self.append else "overwrite" if self.overwrite else "error",
+            on_existing=existing,
         )
         return {**asdict(found), "path": str(found.path)}
