@@ -240,7 +240,7 @@ def test_resuming_goes_on_as_if_nothing_had_happened(
     options: dict[str, Any] = OPTIONS | {"save_every": 1e-9, "joint": stage == "joint"}
     straight = train(data, out=tmp_path / "straight", **options)
     # `worldflow.train` is the function; the module of that name is reached by its import.
-    target, name = (LatentCodec, "loss") if stage == "codec" else (import_module("worldflow.train"), "flow_loss")
+    target, name = (LatentCodec, "loss") if stage == "codec" else (import_module("worldflow.train"), "loss_of_drawn")
     original, calls = getattr(target, name), [0]
 
     def stops(*arguments: Any, **settings: Any) -> Any:
@@ -266,18 +266,17 @@ def test_symmetries_are_trained_on_and_resumed(
 ) -> None:
     options: dict[str, Any] = OPTIONS | {"save_every": 1e-9, "symmetry": symmetry}
     module = import_module("worldflow.train")
-    original, seen, calls = module.flow_loss, set(), [0]
+    original, seen, calls = module.loss_of_drawn, set(), [0]
 
-    def watched(world: Any, batch: LatentBatch, **settings: Any) -> Any:
+    def watched(world: Any, drawn: Any, **settings: Any) -> Any:
         calls[0] += 1
         if calls[0] == 40:
             raise StoppedError
-        if settings.get("maps") is not None:
-            assert batch.symmetry is not None
-            seen.update(batch.symmetry.tolist())
-        return original(world, batch, **settings)
+        assert settings["maps"] is not None
+        seen.update(drawn["symmetry"].tolist())
+        return original(world, drawn, **settings)
 
-    monkeypatch.setattr(module, "flow_loss", watched)
+    monkeypatch.setattr(module, "loss_of_drawn", watched)
     long: dict[str, Any] = options | {"steps": 60}
     with pytest.raises(StoppedError):
         train(data, out=tmp_path / "run", **long)
@@ -453,7 +452,7 @@ def test_says_what_is_wrong(data: Path, tmp_path: Path) -> None:
 
 def test_interrupt_keeps_what_was_learned(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = import_module("worldflow.train")
-    original, calls = module.flow_loss, [0]
+    original, calls = module.loss_of_drawn, [0]
 
     def stops(*arguments: Any, **settings: Any) -> Any:
         calls[0] += 1
@@ -461,7 +460,7 @@ def test_interrupt_keeps_what_was_learned(data: Path, tmp_path: Path, monkeypatc
             raise KeyboardInterrupt
         return original(*arguments, **settings)
 
-    monkeypatch.setattr(module, "flow_loss", stops)
+    monkeypatch.setattr(module, "loss_of_drawn", stops)
     with pytest.raises(KeyboardInterrupt, match="what it has learned is kept: resume to go on"):
         train(data, out=tmp_path / "run", **OPTIONS)
     monkeypatch.undo()

@@ -16,7 +16,7 @@ from worldflow.atomic import write_bytes
 from worldflow.checkpoint import load
 from worldflow.muon import has_bfloat16
 from worldflow.recipes import Preset, TrainConfig, world_config
-from worldflow.timing import machine, matmul_rate
+from worldflow.timing import machine, matmul_rate, matmul_side
 from worldflow.world import WorldModel
 
 __all__ = ["as_table", "measured_world", "report"]
@@ -40,7 +40,8 @@ def report(rows: Sequence[dict[str, Any]], *, out: str | None, device: torch.dev
     print(as_table(rows))
     said = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
     print(f"\n{about['device']}, {about['threads']} threads, torch {about['torch']}")
-    print(f"products of 1024 x 1024, GFLOP/s: {said}")
+    side = matmul_side(device)
+    print(f"products of {side} x {side}, GFLOP/s: {said}")
     if out is not None:
         plain = {"bench": title, "machine": about, "matmul_gflops": rates, "rows": list(rows)}
         write_bytes(out, json.dumps(plain, indent=1).encode())

@@ -360,6 +360,7 @@ class LatentCodec(Codec):
         *,
         smoothness: float = 0.0,
         generator: torch.Generator | None = None,
+        noise: Float[Tensor, "frame token latent"] | None = None,
     ) -> CodecLoss:
         """Weighted reconstruction error through a noisy code, and how unevenly the code moves.
 
@@ -369,8 +370,9 @@ class LatentCodec(Codec):
             frames: Short clips; three frames each are enough.
             smoothness: Weight of the code's mean squared second difference in time.
             generator: Draws the noise.
+            noise: Standard normal noise of the codes, where it is drawn already.
         """
-        return self.loss_and_codes(frames, smoothness=smoothness, generator=generator)[0]
+        return self.loss_and_codes(frames, smoothness=smoothness, generator=generator, noise=noise)[0]
 
     def loss_and_codes(
         self,
@@ -378,11 +380,12 @@ class LatentCodec(Codec):
         *,
         smoothness: float = 0.0,
         generator: torch.Generator | None = None,
+        noise: Float[Tensor, "frame token latent"] | None = None,
     ) -> tuple[CodecLoss, Float[Tensor, "clip time token latent"]]:
         """As `loss`, and the clean codes that it is about."""
         pixels = self._pad(to_float(frames.flatten(0, 1)))
         x = self.encode_pixels(pixels)
-        noise = normal(tuple(x.shape), generator, device=x.device, dtype=x.dtype)
+        noise = normal(tuple(x.shape), generator, device=x.device, dtype=x.dtype) if noise is None else noise
         error = (self.decode_pixels(x + self.config.noise_std * noise) - pixels).square()
         distance = (pixels - self.mean_frame).abs().mean(1, keepdim=True)
         weight = (1 + distance / self.deviation).clamp(max=50)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from worldflow.codec import CodecLoss, LatentCodec, background
+from worldflow.codec import LatentCodec, background
 from worldflow.data import Dataset
 from worldflow.latents import sample_frames
+from worldflow.randomness import normal
 from worldflow.symmetry import transformed_rows
 
 if TYPE_CHECKING:
@@ -59,11 +60,19 @@ class CodecFrames:
         """Fix a codec's statistics of its code, when it has learned."""
         codec.settle(self._shown(self._frames[part]).to(self._device) for part in self._some().split(256))
 
-    def loss(self, codec: LatentCodec, *, clips: int, smoothness: float) -> CodecLoss:
-        """A codec's loss on so many random clips."""
+    def draw(self, codec: LatentCodec, *, clips: int, noise: torch.Generator | None = None) -> dict[str, Tensor]:
+        """So many random clips as `frames`, where the codec is, and the `noise` of their codes.
+
+        Args:
+            codec: The codec that will learn from them.
+            clips: How many.
+            noise: Draws the noise, where it is made; by default what chooses frames does.
+        """
         index = self._clips[torch.randint(len(self._clips), (clips,), generator=self._generator)]
         frames = self._shown(self._frames[index]).to(self._device)
-        return codec.loss(frames, smoothness=smoothness, generator=self._generator)
+        shape = (index.numel(), codec.config.num_tokens, codec.config.token_dim)
+        drawn = normal(shape, self._generator if noise is None else noise, device=frames.device)
+        return {"frames": frames, "noise": drawn}
 
     def _some(self) -> Tensor:
         return torch.randperm(len(self._frames), generator=self._generator)[:COUNTED]

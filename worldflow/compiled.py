@@ -10,6 +10,8 @@ every weight no more often than Jacobi's sweeps do in so few tokens (`worldflow.
 
 The code depends on sizes alone: weights stay the world's own, and worlds of the same sizes share it. It is kept in
 `worldflow.cache.user_cache_folder()`, under a name that changes with whatever it depends on.
+
+On a GPU the same step is recorded as a CUDA graph (`worldflow.captured`), which takes a second and is not kept.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from worldflow.cache import user_cache_folder
+from worldflow.captured import Captured
 from worldflow.frames import Frames
 from worldflow.state import WorldState
 from worldflow.types import LogProb, Transition
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["MOST_SLOTS", "CompiledStep", "CompiledSteps", "Uncompilable", "compile_or_warn", "compiled_step"]
 
 MOST_SLOTS = 20
-"""Most slots of a frame that are compiled, one after the other."""
+"""Most slots of a frame that are compiled for a CPU, one after the other."""
 _STATE = tuple(f.name for f in fields(WorldState))
 _DRAWN = ("reward", "reward_mean", "terminated", "termination_prob", "latent", "entropy", "is_finite")
 _LIKELY = tuple(f.name for f in fields(LogProb))
@@ -96,15 +99,19 @@ def compiled_step(world: WorldModel, batch_size: int, *, progress: bool = True) 
     """Compile a world's step for a size of batch, or take what was compiled before.
 
     Args:
-        world: The world, on the CPU.
+        world: The world, on a CPU or a CUDA GPU.
         batch_size: Rows of the batch.
         progress: Show a progress bar while compiling.
 
     Raises:
-        Uncompilable: If the world is not on the CPU or in training, has shallow blocks, no actions, or more than
+        Uncompilable: If the world is elsewhere or in training, has shallow blocks, no actions, or, on a CPU, more than
             `MOST_SLOTS` slots a frame, or there is no C++ compiler.
     """
     _check(world)
+    data = world.config.data
+    parts = tuple(sorted(data.part_shapes)) if data.parts else ()
+    if world.device.type == "cuda":
+        return CompiledStep(batch_size, _recorded(world, batch_size), parts=parts)
     with _kept(world, batch_size) as path:
         if not path.is_file():
             _compile(world, batch_size, path, progress=progress)
@@ -112,8 +119,7 @@ def compiled_step(world: WorldModel, batch_size: int, *, progress: bool = True) 
     own = {f"world.{name}": tensor for name, tensor in _weights(world).items()}
     needed = code.get_constant_fqns()
     code.load_constants({name: own[name] for name in needed}, check_full_update=True, user_managed=True)
-    data = world.config.data
-    return CompiledStep(batch_size, code, parts=tuple(sorted(data.part_shapes)) if data.parts else ())
+    return CompiledStep(batch_size, code, parts=parts)
 
 
 def compile_or_warn(world: WorldModel, batch_size: int, *, option: str) -> None:
@@ -153,13 +159,13 @@ def _unpacked(out: list[Tensor], parts: tuple[str, ...]) -> tuple[Transition, Wo
 
 def _check(world: WorldModel) -> None:
     flow = world.flow
-    if world.device.type != "cpu":
-        raise Uncompilable(f"steps are compiled for the CPU, and this world is on {world.device}")
+    if world.device.type not in ("cpu", "cuda"):
+        raise Uncompilable(f"steps are compiled for CPUs and CUDA GPUs, and this world is on {world.device}")
     if world.training:
         raise Uncompilable("steps are compiled for worlds in evaluation mode: call world.eval() first")
     if len(flow.shallow):
         raise Uncompilable("this world has shallow blocks, whose inversion takes as many sweeps as it needs")
-    if flow.deep.frames.slots > MOST_SLOTS:
+    if world.device.type == "cpu" and flow.deep.frames.slots > MOST_SLOTS:
         raise Uncompilable(f"this world has {flow.deep.frames.slots} slots a frame, at most {MOST_SLOTS} are compiled")
     if flow.deep.action_in is None:
         raise Uncompilable("this world has no actions to step with")
@@ -202,18 +208,33 @@ def _key(world: WorldModel, batch_size: int) -> str:
     return digest.hexdigest()[:32]
 
 
-def _compile(world: WorldModel, batch_size: int, path: Path, *, progress: bool) -> None:
-    """Write the code of a step to `path`."""
-    from tqdm import tqdm
-
-    state = world.begin(batch_size)
-    flow = world.config.flow
+def _example(world: WorldModel, batch_size: int) -> tuple[Tensor, ...]:
+    """What a step is given, in shapes and types."""
+    state, flow = world.begin(batch_size), world.config.flow
     like = {"dtype": world.dtype, "device": world.device}
     features = torch.zeros(batch_size, flow.action_dim, **like)
     z = torch.zeros(batch_size, flow.num_tokens, flow.latent_dim, **like)
     chances = torch.full((batch_size, 4), 0.5, **like)
-    given = tuple(x.contiguous() for x in (*state.tensors().values(), features, z, chances))
-    step = _Step(world)
+    return tuple(x.contiguous() for x in (*state.tensors().values(), features, z, chances))
+
+
+def _recorded(world: WorldModel, batch_size: int) -> Callable[..., list[Tensor]]:
+    """A step as a CUDA graph; its results are the caller's own."""
+    step, example = _Step(world), _example(world, batch_size)
+    names = [str(i) for i in range(len(example))]
+    try:
+        with torch.no_grad():
+            captured = Captured(lambda given: step(*given.values()), dict(zip(names, example, strict=True)))
+    except RuntimeError as error:
+        raise Uncompilable(f"steps could not be recorded as a CUDA graph: {error}"[:500]) from error
+    return lambda *given: [x.clone() for x in captured(dict(zip(names, given, strict=True)))]
+
+
+def _compile(world: WorldModel, batch_size: int, path: Path, *, progress: bool) -> None:
+    """Write the code of a step to `path`."""
+    from tqdm import tqdm
+
+    given, step = _example(world, batch_size), _Step(world)
     # Nothing of a world is written into the code: not its weights, nor small ones as numbers.
     options = {"aot_inductor.package_constants_in_so": False, "always_keep_tensor_constants": True}
     with (

@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from worldflow.attention import Mixing
+from worldflow.captured import captured_or_plain
 from worldflow.muon import Muon, has_bfloat16
 from worldflow.threads import ThreadChoice
 
-__all__ = ["CODEC", "FLOW", "FitState", "Log", "Stage", "fit"]
+__all__ = ["CODEC", "FLOW", "DrawnLoss", "FitState", "Log", "Stage", "fit"]
 
 MUON_RATE = 20.0
 """Learning rate of Muon's orthogonal updates, as a multiple of AdamW's."""
@@ -55,6 +56,25 @@ class Log(Protocol):
         ...
 
 
+Losses = tuple[Tensor, dict[str, Tensor]]
+"""A loss, and metrics, all scalars."""
+
+
+@dataclass(frozen=True)
+class DrawnLoss:
+    """The loss of a batch in two parts: what is drawn, and a function of it without anything random.
+
+    So it can be recorded and replayed on a GPU (`worldflow.captured`).
+    """
+
+    draw: Callable[[], dict[str, Tensor]]
+    loss: Callable[[Mapping[str, Tensor]], Losses]
+
+    def __call__(self) -> Losses:
+        """The loss of a new batch."""
+        return self.loss(self.draw())
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitState:
     """How far a fit has come: what it needs, beside the weights, to go on."""
@@ -68,7 +88,7 @@ class FitState:
 
 def fit(
     module: nn.Module,
-    batch_loss: Callable[[], tuple[Tensor, dict[str, Tensor]]],
+    batch_loss: Callable[[], Losses],
     log: Log,
     *,
     stage: Stage,
@@ -91,7 +111,8 @@ def fit(
 
     Args:
         module: Whose parameters to fit, those that require a gradient.
-        batch_loss: Draws a batch; returns its loss and metrics, all scalars.
+        batch_loss: Draws a batch; returns its loss and metrics, all scalars. On a GPU a `DrawnLoss` is recorded once
+            and replayed.
         log: Where metrics go.
         stage: What this is.
         steps: Steps to take, unless `minutes` is given.
@@ -110,7 +131,7 @@ def fit(
         progress: Show a progress bar.
         clock: Tells seconds, from any beginning.
     """
-    optimizers = _optimizers(module, learning_rate=learning_rate, weight_decay=weight_decay)
+    optimizers = _optimizers(module, learning_rate=learning_rate, weight_decay=weight_decay, device=device)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     parameters = [p for group in groups for p in group["params"]]
     first, spent, usual = 0, 0.0, clip_norm
@@ -118,6 +139,7 @@ def fit(
         first, spent, usual = start.step, start.seconds, start.usual_norm
         for optimizer, saved in zip(optimizers, start.optimizers, strict=True):
             optimizer.load_state_dict(saved)
+            _settle_on(device, optimizer)
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     begin, step = clock() - spent, first
     next_look, next_save = spent + 60 * look_every, spent + 60 * save_every
@@ -126,11 +148,16 @@ def fit(
     # repeated; one of so many minutes never could.
     threads = None if minutes is None or device.type != "cpu" else ThreadChoice()
 
+    gradients = _Gradients(module, parameters, batch_loss, clip_norm=clip_norm, device=device)
+    update = _Update(optimizers, device=device)
+
     def seconds() -> float:
         return clock() - begin
 
     def state() -> FitState:
         states = [optimizer.state_dict() for optimizer in optimizers]
+        for group in itertools.chain.from_iterable(saved["param_groups"] for saved in states):
+            group["lr"] = float(group["lr"])  # not where it was, but what
         return FitState(step=step, seconds=seconds(), optimizers=states, usual_norm=usual)
 
     bar = tqdm(
@@ -146,18 +173,14 @@ def fit(
             if done >= 1:
                 break
             for group in groups:
-                group["lr"] = group["peak"] * _schedule(step, done)
+                _set_rate(group, _schedule(step, done))
             with nullcontext() if threads is None else threads():
-                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device)):
-                    loss, metrics = batch_loss()
-                module.zero_grad(set_to_none=True)
-                loss.backward()
-                norm = float(nn.utils.clip_grad_norm_(parameters, clip_norm))
+                metrics, measured = gradients()
+                norm = float(measured)
                 most = 10 * max(usual, clip_norm)
                 if math.isfinite(norm):
                     if norm <= most:
-                        for optimizer in optimizers:
-                            optimizer.step()
+                        update()
                     # A step that is not taken counts, too: gradients that stay large must not stop a fit for good.
                     usual += 0.1 * (min(norm, most) - usual)
             bar.update(1 if minutes is None else min(seconds(), 60 * minutes) - bar.n)
@@ -180,6 +203,63 @@ def fit(
     save(state())
 
 
+class _Gradients:
+    """Leaves the gradients of a new batch's loss in the parameters, clipped; returns metrics, and the norm before."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        parameters: list[nn.Parameter],
+        batch_loss: Callable[[], Losses],
+        *,
+        clip_norm: float,
+        device: torch.device,
+    ) -> None:
+        self._module, self._parameters, self._clip_norm, self._device = module, parameters, clip_norm, device
+        self._batch_loss = batch_loss
+        self._of_drawn: Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], Tensor]] | None = None
+
+    def __call__(self) -> tuple[dict[str, Tensor], Tensor]:
+        batch_loss = self._batch_loss
+        if self._device.type != "cuda" or not isinstance(batch_loss, DrawnLoss):
+            return self._of(batch_loss)
+        drawn = batch_loss.draw()
+        if self._of_drawn is None:
+            self._of_drawn = captured_or_plain(
+                lambda given: self._of(lambda: batch_loss.loss(given)), drawn, what="the loss of a batch"
+            )
+        return self._of_drawn(drawn)
+
+    def _of(self, batch_loss: Callable[[], Losses]) -> tuple[dict[str, Tensor], Tensor]:
+        narrow = has_bfloat16(self._device)
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=narrow):
+            loss, metrics = batch_loss()
+        self._module.zero_grad(set_to_none=True)
+        loss.backward()
+        return metrics, nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+
+
+class _Update:
+    """Takes a step of some optimizers; on a GPU recorded at the second, when the first has made what they keep."""
+
+    def __init__(self, optimizers: list[torch.optim.Optimizer], *, device: torch.device) -> None:
+        self._optimizers, self._steps = optimizers, 0
+        self._is_recorded = device.type == "cuda"
+
+    def __call__(self) -> None:
+        if self._steps == 1 and self._is_recorded:
+            self._recorded = captured_or_plain(lambda _: self._step(), {}, what="the optimizers' step", warm_up=0)
+        if self._steps and self._is_recorded:
+            self._recorded({})
+        else:
+            self._step()
+        self._steps += 1
+
+    def _step(self) -> None:
+        for optimizer in self._optimizers:
+            optimizer.step()
+
+
 @contextmanager
 def _kept_when_interrupted(save: Callable[[], None]) -> Iterator[None]:
     try:
@@ -194,7 +274,26 @@ def _schedule(step: int, done: float) -> float:
     return warm_up * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
 
-def _optimizers(module: nn.Module, *, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+def _settle_on(device: torch.device, optimizer: torch.optim.Optimizer) -> None:
+    """Make the steps of an optimizer such that they can be recorded, where they will be."""
+    for group in optimizer.param_groups:
+        if "capturable" in group:
+            group["capturable"] = device.type == "cuda"
+        if device.type == "cuda":  # a number would be recorded with the step, and never change
+            group["lr"] = torch.tensor(float(group["lr"]), device=device)
+
+
+def _set_rate(group: dict[str, Any], share: float) -> None:
+    """The learning rate, as a share of its peak; where it is a tensor (`_settle_on`), in place."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(group["peak"] * share)
+    else:
+        group["lr"] = group["peak"] * share
+
+
+def _optimizers(
+    module: nn.Module, *, learning_rate: float, weight_decay: float, device: torch.device
+) -> list[torch.optim.Optimizer]:
     """Muon for the transformers' matrices, AdamW for everything else.
 
     At 300 steps on the inverted pendulum, the held-out NLL above the floor was 0.118 nats/dim with Muon and 0.195 with
@@ -223,4 +322,5 @@ def _optimizers(module: nn.Module, *, learning_rate: float, weight_decay: float)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
+        _settle_on(device, optimizer)
     return optimizers

@@ -58,7 +58,8 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         parameters: Matrices, or groups of them; a group's `rows` cuts each of its matrices into blocks of so many rows.
-        lr: Learning rate: root-mean-square size of a wide matrix' update times the root of its columns.
+        lr: Learning rate: root-mean-square size of a wide matrix' update times the root of its columns; a tensor may
+            change in place.
         weight_decay: Share of a weight that one step at `lr` 1 takes away.
         momentum: `beta`.
 
@@ -70,7 +71,7 @@ class Muon(torch.optim.Optimizer):
         self,
         parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         *,
-        lr: float,
+        lr: float | Tensor,
         weight_decay: float = 0.0,
         momentum: float = 0.95,
     ) -> None:
@@ -101,7 +102,11 @@ class Muon(torch.optim.Optimizer):
             updates = orthogonalized(torch.stack([part for _, part, _ in blocks]))
             for (block, _, group), update in zip(blocks, updates, strict=True):
                 size = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-                block.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-size)
+                block.mul_(1 - group["lr"] * group["weight_decay"])
+                if isinstance(size, Tensor):  # a rate that changes in place
+                    block.addcmul_(update, size, value=-1)
+                else:
+                    block.add_(update, alpha=-size)
         return loss
 
     def _momentum(self, p: Tensor, beta: float) -> Tensor:

@@ -192,26 +192,26 @@ def _preset_config(train: TrainConfig, data: DataSpec, reward: RewardSupport, te
             "window": 8,
         },
         "large": {
-            "shallow_layers": (2, 2, 2),
-            "shallow_width": 512,
-            "deep_layers": 12,
-            "deep_width": 768,
+            "shallow_layers": (),
+            "deep_layers": 6,
+            "deep_width": 512,
             "draft_layers": 6,
             "draft_width": 512,
-            "window": 16,
+            "window": 8,
         },
     }
     size = sizes[train.preset]
     if text is not None and not size["shallow_layers"]:
         # First frames follow from nothing but the text: a flow that draws them needs more than one map of each token.
-        size |= {"shallow_layers": (1, 1, 1) if train.preset == "tiny" else (2, 2, 2), "shallow_width": 128}
+        layers, width = {"tiny": ((1, 1, 1), 128), "base": ((2, 2, 2), 128), "large": ((2, 2, 2), 512)}[train.preset]
+        size |= {"shallow_layers": layers, "shallow_width": width}
     if data.is_vector:
         return _vector_config(train, data, reward, text, size)
     # A step of the flow costs by the token: few tokens with many channels see four times as many frames in the same
     # time, and each of them is drawn in fewer sweeps.
     is_patch = train.codec == "patch"
     smallest = min(data.frame_shape[:2])
-    has_large_cells = not is_patch and text is None and train.preset != "large" and smallest >= 64
+    has_large_cells = not is_patch and text is None and smallest >= 64
     codec = CodecConfig(
         kind=train.codec,
         frame_shape=data.frame_shape,

@@ -28,6 +28,8 @@ class SavedTraining:
     world: dict[str, Tensor]
     maps: dict[str, Tensor]
     generator: Tensor
+    noise: Tensor | None
+    """State of the GPU's own generator, where there was one."""
 
     @staticmethod
     def read(path: Path) -> SavedTraining:
@@ -37,7 +39,7 @@ class SavedTraining:
             ValueError: If it is damaged, or something else.
         """
         try:
-            record = torch.load(path, weights_only=True)
+            record = torch.load(path, weights_only=True, map_location="cpu")
             state = FitState(**{name: record[name] for name in ("step", "seconds", "optimizers", "usual_norm")})
             return SavedTraining(
                 path=path,
@@ -47,6 +49,7 @@ class SavedTraining:
                 world=record["world"],
                 maps=record["maps"],
                 generator=record["generator"],
+                noise=record.get("noise"),
             )
         except (RuntimeError, KeyError, EOFError, TypeError, UnpicklingError, BadZipFile) as error:
             raise ValueError(f"{path} is damaged or no state of a training; train anew in another folder") from error

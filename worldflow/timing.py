@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Timed", "count_flops", "machine", "matmul_rate", "timed"]
+__all__ = ["Timed", "count_flops", "machine", "matmul_rate", "matmul_side", "timed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,14 @@ def count_flops(function: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def matmul_rate(device: torch.device | str = "cpu", *, dtype: torch.dtype = torch.float32, side: int = 1024) -> float:
-    """Operations a second of a product of two square matrices, the fastest of some."""
+def matmul_side(device: torch.device | str) -> int:
+    """Side of square matrices that are large enough to keep a device busy."""
+    return 8192 if torch.device(device).type == "cuda" else 1024
+
+
+def matmul_rate(device: torch.device | str = "cpu", *, dtype: torch.dtype = torch.float32) -> float:
+    """Operations a second of a product of two large square matrices, the fastest of some."""
+    side = matmul_side(device)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / timed(lambda: a @ b, seconds=0.5).fastest
 

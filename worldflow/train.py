@@ -26,7 +26,7 @@ from worldflow.data import Dataset, gather
 from worldflow.dict_codec import DictCodec
 from worldflow.evaluate import held_out_clips, imagine_clips
 from worldflow.fingerprint import episode_hashes
-from worldflow.fit import CODEC, FLOW, FitState, Stage, fit
+from worldflow.fit import CODEC, FLOW, DrawnLoss, FitState, Stage, fit
 from worldflow.frames import picture
 from worldflow.heads import RewardSupport
 from worldflow.hints import did_you_mean
@@ -34,7 +34,7 @@ from worldflow.index import sample_index, window_index
 from worldflow.joint import JointClips
 from worldflow.latents import LatentData, encode_dataset
 from worldflow.log import TrainLog
-from worldflow.loss import flow_loss
+from worldflow.loss import draw_clips, flow_loss, loss_of_drawn
 from worldflow.recipes import TrainConfig, world_config
 from worldflow.saved_training import SavedTraining
 from worldflow.symmetry import ActionMaps, elements
@@ -159,6 +159,9 @@ class _Run:
         self.folder, self.dataset, self.config, self.device, self.progress = folder, dataset, config, device, progress
         self.clock = clock
         self.generator = torch.Generator().manual_seed(config.seed)
+        self.noise = self.generator  # on a GPU its own, which draws where the noise is used
+        if device.type == "cuda":
+            self.noise = torch.Generator(device).manual_seed(config.seed)
         self.saved: SavedTraining | None = None
         self.symmetries = elements(config.symmetry)
         self.maps: ActionMaps | None = None
@@ -172,6 +175,8 @@ class _Run:
             self.saved = SavedTraining.read(self.folder / "training.pt")
             self.spent = self.saved.spent
             self.generator.set_state(self.saved.generator)
+            if self.noise is not self.generator and self.saved.noise is not None:
+                self.noise.set_state(self.saved.noise)
         lengths = np.asarray(self.dataset.lengths, dtype=np.int64)
         captions = None if config.text is None else self._captions(config.text)
         with torch.random.fork_rng(devices=[]):  # weights are drawn from the global generator: borrow it, give it back
@@ -248,8 +253,8 @@ class _Run:
             frames.set_mean_frame(codec)
         codec.train()
 
-        def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
-            loss = frames.loss(codec, clips=clips, smoothness=config.codec_smoothness)
+        def loss_of(drawn: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            loss = codec.loss(drawn["frames"], smoothness=config.codec_smoothness, noise=drawn["noise"])
             return loss.total, {
                 "codec/loss": loss.total.detach(),
                 "codec/psnr": 10 * torch.log10(4 / loss.error),
@@ -260,7 +265,7 @@ class _Run:
         self._fit(
             world,
             codec,
-            batch_loss,
+            DrawnLoss(lambda: frames.draw(codec, clips=clips, noise=self.noise), loss_of),
             log,
             stage=CODEC,
             steps=config.codec_steps,
@@ -315,18 +320,22 @@ class _Run:
         order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(config.seed))
         looked_at = held_out[order[: config.eval_clips].numpy()]
 
-        def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
+        def draw() -> dict[str, Tensor]:
             index = sample_index(lengths, length, batch, generator=self.generator, episodes=episodes)
             which = torch.randint(len(self.symmetries), (len(index),), generator=self.generator)
             clips = source.gather(index, length, symmetry=which)
-            loss = flow_loss(world, clips, generator=self.generator, config=config, maps=self.maps)
+            drawn = draw_clips(world, clips, generator=self.generator, noise=self.noise, config=config)
+            return drawn if clips.codec_error is None else drawn | {"codec_error": clips.codec_error}
+
+        def loss_of(drawn: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            loss = loss_of_drawn(world, drawn, config=config, maps=self.maps)
             return loss.total, {
                 "flow/above_floor": loss.above_floor.detach(),
                 "flow/draft_error": loss.draft_error.detach(),
                 "flow/reward_nll": loss.reward_nll.detach(),
                 "flow/termination_nll": loss.termination_nll.detach(),
                 **({} if world.denoiser is None else {"flow/denoiser_error": loss.denoiser_error.detach()}),
-                **({} if clips.codec_error is None else {"flow/psnr": 10 * torch.log10(4 / clips.codec_error)}),
+                **({"flow/psnr": 10 * torch.log10(4 / drawn["codec_error"])} if "codec_error" in drawn else {}),
             }
 
         def look_at_held_out() -> dict[str, float]:
@@ -359,7 +368,7 @@ class _Run:
         self._fit(
             world,
             world if self.maps is None else nn.ModuleList((world, self.maps)),
-            batch_loss,
+            (lambda: loss_of(draw())) if config.joint else DrawnLoss(draw, loss_of),  # drawing codes learns, too
             log,
             stage=FLOW,
             steps=config.steps,
@@ -417,6 +426,7 @@ class _Run:
             "world": world.state_dict(),
             "maps": {} if self.maps is None else self.maps.state_dict(),
             "generator": self.generator.get_state(),
+            "noise": None if self.noise is self.generator else self.noise.get_state(),
         }
         target = self.folder / "training.pt"
         try:

@@ -9,7 +9,7 @@ that of its reward and its termination.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -72,6 +72,14 @@ class WorldModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
         return self.termination.out.weight.dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WorldModel:
+        """Move or cast everything; compiled steps are of the weights as they were."""
+        before = (self.device, self.dtype)
+        super()._apply(fn, recurse)
+        if (self.device, self.dtype) != before:
+            self._compiled.clear()
+        return self
 
     # -- from frames to latents -----------------------------------------------------------------------------------
 
@@ -318,9 +326,10 @@ class WorldModel(nn.Module):
     def compile_step(self, batch_size: int, *, progress: bool = True) -> None:
         """Compile steps of batches of `batch_size` rows, which then are several times as fast (`worldflow.compiled`).
 
-        It takes about a minute the first time, and a tenth of a second once the code is on disk. `step` then takes the
-        compiled way for batches of that many rows, and of fewer while they are more than half as many; it is exact, so
-        that `tolerance` does not matter, and leaves guided and sequential steps as they were.
+        It takes about a minute the first time, and a tenth of a second once the code is on disk; on a GPU the step is
+        recorded as a CUDA graph, in a second, every time. `step` then takes the compiled way for batches of that many
+        rows, and of fewer while they are more than half as many; it is exact, so that `tolerance` does not matter, and
+        leaves guided and sequential steps as they were. Moving or casting the world forgets compiled steps.
 
         Args:
             batch_size: Rows.
