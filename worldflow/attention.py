@@ -139,8 +139,7 @@ class Band:
         size = window - 1
         if size < 1 or num_frames <= 2 * size:
             return None
-        seen = torch.full((-(-num_frames // size),), size, device=device)
-        seen[0] = 0
+        seen = size * (torch.arange(-(-num_frames // size), device=device) > 0)
         return cls(
             mask=frame_mask(
                 size,

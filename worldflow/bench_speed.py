@@ -233,10 +233,10 @@ def _flops_of(fast: CompiledStep, world: WorldModel, state: WorldState) -> int:
     """Operations of a compiled step, counted in the step that it was compiled from."""
     rows = fast.batch_size
     features, z = (
-        torch.zeros(rows, *shape, dtype=world.dtype)
+        torch.zeros(rows, *shape, dtype=world.dtype, device=world.device)
         for shape in ((world.config.flow.action_dim,), (world.config.flow.num_tokens, world.config.flow.latent_dim))
     )
-    chances, begun = torch.full((rows, 4), 0.5, dtype=world.dtype), state[[0] * rows]
+    chances, begun = torch.full((rows, 4), 0.5, dtype=world.dtype, device=world.device), state[[0] * rows]
     return count_flops(lambda: world.drawn_step(begun, None, features, z, chances, is_traced=True))
 
 

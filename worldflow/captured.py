@@ -7,11 +7,12 @@ every time, nothing that Python decides by a number, no randomness of its own.
     recorded = Captured(function, example)     # a dictionary of tensors in, any nest of tensors out
     recorded(given)                            # what `function(given)` would return, in the same tensors every time
 
-Where a GPU refuses to record something, `captured_or_plain` says so and calls it as it is.
+Where something cannot be recorded, `captured_or_none` says so, and it is called as it is.
 """
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
@@ -19,7 +20,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Captured", "captured_or_plain"]
+__all__ = ["Captured", "captured_or_none"]
 
 T = TypeVar("T")
 WARM_UP = 3
@@ -67,18 +68,19 @@ class Captured(Generic[T]):
         return self._result
 
 
-def captured_or_plain(
+def captured_or_none(
     function: Callable[[Mapping[str, Tensor]], T],
     example: Mapping[str, Tensor],
     *,
     what: str,
     warm_up: int = WARM_UP,
-) -> Callable[[Mapping[str, Tensor]], T]:
-    """The function recorded, or with a warning as it is, if it cannot be."""
+) -> Captured[T] | None:
+    """The function recorded; None, with a warning, if it cannot be."""
     try:
         return Captured(function, example, warm_up=warm_up)
     except RuntimeError as error:
         torch.cuda.synchronize()
+        logging.getLogger("worldflow").debug("%s could not be recorded", what, exc_info=True)
         reason = str(error).strip().splitlines()[0]
         warnings.warn(f"{what} cannot be recorded as a CUDA graph and is slower without: {reason}", stacklevel=2)
-        return function
+        return None

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from worldflow.attention import Mixing
-from worldflow.captured import captured_or_plain
+from worldflow.captured import Captured, captured_or_none
 from worldflow.muon import Muon, has_bfloat16
 from worldflow.threads import ThreadChoice
 
@@ -133,7 +133,6 @@ def fit(
     """
     optimizers = _optimizers(module, learning_rate=learning_rate, weight_decay=weight_decay, device=device)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    parameters = [p for group in groups for p in group["params"]]
     first, spent, usual = 0, 0.0, clip_norm
     if start is not None:
         first, spent, usual = start.step, start.seconds, start.usual_norm
@@ -148,8 +147,7 @@ def fit(
     # repeated; one of so many minutes never could.
     threads = None if minutes is None or device.type != "cpu" else ThreadChoice()
 
-    gradients = _Gradients(module, parameters, batch_loss, clip_norm=clip_norm, device=device)
-    update = _Update(optimizers, device=device)
+    taking = _Steps(module, optimizers, batch_loss, clip_norm=clip_norm, device=device)
 
     def seconds() -> float:
         return clock() - begin
@@ -175,12 +173,12 @@ def fit(
             for group in groups:
                 _set_rate(group, _schedule(step, done))
             with nullcontext() if threads is None else threads():
-                metrics, measured = gradients()
+                metrics, measured = taking.gradients()
                 norm = float(measured)
                 most = 10 * max(usual, clip_norm)
                 if math.isfinite(norm):
                     if norm <= most:
-                        update()
+                        taking.update()
                     # A step that is not taken counts, too: gradients that stay large must not stop a fit for good.
                     usual += 0.1 * (min(norm, most) - usual)
             bar.update(1 if minutes is None else min(seconds(), 60 * minutes) - bar.n)
@@ -203,57 +201,61 @@ def fit(
     save(state())
 
 
-class _Gradients:
-    """Leaves the gradients of a new batch's loss in the parameters, clipped; returns metrics, and the norm before."""
+class _Steps:
+    """Steps of a fit: gradients of a new batch's loss, clipped, and the optimizers' use of them.
+
+    On a GPU both are recorded where the loss is a `DrawnLoss`, the optimizers' at the second step, when the first has
+    made what they keep. Gradients then stay in one place, which the recorded step of the optimizers reads.
+    """
 
     def __init__(
         self,
         module: nn.Module,
-        parameters: list[nn.Parameter],
+        optimizers: list[torch.optim.Optimizer],
         batch_loss: Callable[[], Losses],
         *,
         clip_norm: float,
         device: torch.device,
     ) -> None:
-        self._module, self._parameters, self._clip_norm, self._device = module, parameters, clip_norm, device
+        self._module, self._optimizers, self._clip_norm, self._device = module, optimizers, clip_norm, device
+        self._parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
         self._batch_loss = batch_loss
-        self._of_drawn: Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], Tensor]] | None = None
+        self._is_recorded = device.type == "cuda" and isinstance(batch_loss, DrawnLoss)
+        self._gradients: Captured[tuple[dict[str, Tensor], Tensor]] | None = None
+        self._update: Captured[None] | None = None
+        self._taken = 0
 
-    def __call__(self) -> tuple[dict[str, Tensor], Tensor]:
+    def gradients(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Leave them in the parameters; returns metrics, and the gradients' norm before it was clipped."""
         batch_loss = self._batch_loss
-        if self._device.type != "cuda" or not isinstance(batch_loss, DrawnLoss):
+        if not (self._is_recorded and isinstance(batch_loss, DrawnLoss)):
             return self._of(batch_loss)
         drawn = batch_loss.draw()
-        if self._of_drawn is None:
-            self._of_drawn = captured_or_plain(
+        if self._gradients is None:
+            self._gradients = captured_or_none(
                 lambda given: self._of(lambda: batch_loss.loss(given)), drawn, what="the loss of a batch"
             )
-        return self._of_drawn(drawn)
+            if self._gradients is None:
+                self._is_recorded = False
+                return self._of(lambda: batch_loss.loss(drawn))
+        return self._gradients(drawn)
+
+    def update(self) -> None:
+        """Take a step along the gradients."""
+        if self._taken == 1 and self._is_recorded:
+            self._update = captured_or_none(lambda _: self._step(), {}, what="the optimizers' step", warm_up=0)
+        if self._update is None:
+            self._step()
+        else:
+            self._update({})
+        self._taken += 1
 
     def _of(self, batch_loss: Callable[[], Losses]) -> tuple[dict[str, Tensor], Tensor]:
-        narrow = has_bfloat16(self._device)
-        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=narrow):
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=has_bfloat16(self._device)):
             loss, metrics = batch_loss()
         self._module.zero_grad(set_to_none=True)
         loss.backward()
         return metrics, nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
-
-
-class _Update:
-    """Takes a step of some optimizers; on a GPU recorded at the second, when the first has made what they keep."""
-
-    def __init__(self, optimizers: list[torch.optim.Optimizer], *, device: torch.device) -> None:
-        self._optimizers, self._steps = optimizers, 0
-        self._is_recorded = device.type == "cuda"
-
-    def __call__(self) -> None:
-        if self._steps == 1 and self._is_recorded:
-            self._recorded = captured_or_plain(lambda _: self._step(), {}, what="the optimizers' step", warm_up=0)
-        if self._steps and self._is_recorded:
-            self._recorded({})
-        else:
-            self._step()
-        self._steps += 1
 
     def _step(self) -> None:
         for optimizer in self._optimizers:

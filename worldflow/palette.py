@@ -8,10 +8,13 @@ exactly. The last entry is transparent: the encoder uses it for pixels that stay
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import av
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    import av
 
 __all__ = ["indexed_frames"]
 
@@ -29,6 +32,8 @@ def indexed_frames(rgb: np.ndarray, *, num_colors: int, tolerance: int) -> Itera
     Yields:
         Frames of indices into the palette, for a GIF encoder.
     """
+    import av  # a machine that only trains may be without it
+
     palette, table = _palette(rgb, num_colors=num_colors)
     entries = np.zeros((256, 4), np.uint8)  # alpha, red, green, blue
     entries[: len(palette), 0], entries[: len(palette), 1:] = 255, palette

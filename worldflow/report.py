@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import av
-import av.error
 from PIL import Image
 
 from worldflow.atomic import write_bytes
@@ -210,6 +208,9 @@ class Report:
             FileNotFoundError: If there is no such file.
             ValueError: If it is neither GIF nor MP4.
         """
+        import av
+        import av.error
+
         data = _bytes(source)
         if data[4:8] != b"ftyp":
             if not data.startswith(b"GIF8"):

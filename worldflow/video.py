@@ -14,8 +14,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import av
-import av.error
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -25,6 +23,7 @@ from worldflow.hints import did_you_mean
 from worldflow.palette import indexed_frames
 
 if TYPE_CHECKING:
+    import av
     from av.video.stream import VideoStream
     from jaxtyping import UInt8
     from numpy.typing import ArrayLike
@@ -133,6 +132,9 @@ def read_video(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "time row colu
         FileNotFoundError: If there is no such file.
         ValueError: If it is not a video, is damaged, or holds no frame.
     """
+    import av  # a machine that only trains may be without it
+    import av.error
+
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no video at {path}")
@@ -163,6 +165,9 @@ def frames_from(
     Raises:
         ValueError: If there is no such video, it is damaged, or ends too early.
     """
+    import av
+    import av.error
+
     if not Path(path).is_file():
         raise ValueError(f"no video at {path}; fetch the recording again")
     found = 0
@@ -432,6 +437,8 @@ def _encode_gif(rgb: np.ndarray, *, fps: float, num_colors: int, tolerance: int)
 
 
 def _encode_mp4(rgb: np.ndarray, *, fps: float) -> bytes:
+    import av
+
     rows, columns = rgb.shape[1:3]
     rgb = np.pad(rgb, ((0, 0), (0, rows % 2), (0, columns % 2), (0, 0)), mode="edge")  # chroma is stored by 2 x 2
     is_h264 = "libx264" in av.codecs_available
@@ -457,6 +464,8 @@ def _encode(
     container_options: dict[str, str] | None = None,
     codec_options: dict[str, str] | None = None,
 ) -> bytes:
+    import av
+
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container, options=container_options or {}) as output:
         stream: VideoStream = output.add_stream(codec, rate=rate, options=codec_options or {})  # pyright: ignore[reportAssignmentType]
