@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worldflow.agents.acting import Decision, Pilot, Played, act, observe, summary
+from worldflow.agents.acting import Decision, EnvironmentFailed, Pilot, Played, act, observe, summary
 from worldflow.agents.differentiable import Differentiable
 from worldflow.agents.icem import ICEM
 from worldflow.agents.likelihood import GoalLikelihood, InDistribution
@@ -21,6 +21,7 @@ __all__ = [
     "Diagnostics",
     "Differentiable",
     "Entropy",
+    "EnvironmentFailed",
     "GoalLikelihood",
     "InDistribution",
     "Objective",

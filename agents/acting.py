@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import gymnasium as gym
     from jaxtyping import Shaped, UInt8
 
-__all__ = ["Decision", "Pilot", "Played", "act", "observe", "summary"]
+__all__ = ["Decision", "EnvironmentFailed", "Pilot", "Played", "act", "observe", "summary"]
 
 DEFAULT_MAX_STEPS = 1000
 """Steps after which an episode is cut off, where the environment has no time limit of its own."""
@@ -182,6 +182,10 @@ class Pilot:
         return frames
 
 
+class EnvironmentFailed(RuntimeError):  # noqa: N818 - it names what happened
+    """A real environment raised, which is the cause of this; the message says where, and what is kept."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Played:
     """One real episode, and what was thought on the way.
@@ -228,7 +232,8 @@ def act(
 
     Raises:
         ValueError, TypeError: If a number is out of range, or the environment's frames or actions are not the world's.
-        RuntimeError: If the environment raises; the steps before that have been yielded as an episode with an `error`.
+        EnvironmentFailed: If the environment raises; the steps before that have been yielded as an episode with an
+            `error`, unless it was at a reset.
     """
     from worldflow.envs.observations import check_fits
 
@@ -274,25 +279,32 @@ def _episodes(
 ) -> Iterator[Played]:
     with tqdm(total=episodes, desc="act", unit="episode", mininterval=0.5, disable=not progress) as bar:
         for number in range(seed, seed + episodes):
-            played, error = _play(pilot, env, number, limit, bar)
+            try:
+                first = env.reset(seed=number)
+            except Exception as error:
+                raise EnvironmentFailed(
+                    f"the environment raised {type(error).__name__}: {error} at the reset of the episode with seed "
+                    f"{number}; {number - seed} episodes before it are kept"
+                ) from error
+            played, error = _play(pilot, env, number, limit, bar, first)
             yield played
             bar.update()
             if error is not None:
-                raise RuntimeError(
+                raise EnvironmentFailed(
                     f"the environment raised {played.error} at step {len(played.episode)} of the episode with seed "
                     f"{number}; {number - seed} episodes before it and its first {len(played.episode)} steps are kept"
                 ) from error
 
 
 def _play(
-    pilot: Pilot, env: gym.Env[Any, Any], seed: int, limit: int, bar: tqdm[Any]
+    pilot: Pilot, env: gym.Env[Any, Any], seed: int, limit: int, bar: tqdm[Any], first: tuple[Any, dict[str, Any]]
 ) -> tuple[Played, Exception | None]:
-    """One episode, and the error that ended it."""
+    """One episode from what its reset returned, and the error that ended it."""
     from worldflow.envs.policies import valid_action
 
     generator = np.random.default_rng([seed, 1])
     pilot.reset(generator)
-    observation, info = env.reset(seed=seed)
+    observation, info = first
     data = pilot.world.config.data
     frames, actions, rewards, terminated, truncated = [observed_frame(data, observation)], [], [], [], []
     failure = None
@@ -317,8 +329,8 @@ def _play(
     T, real = len(rewards), together(np.stack, frames)
     expected = ahead = None
     if pilot.sees:
-        first = picture(real)[0]
-        seen = [(first, first), *pilot.seen[:T]]
+        start = picture(real)[0]
+        seen = [(start, start), *pilot.seen[:T]]
         expected = np.stack([one for one, _ in seen])
         ahead = np.stack([*[end for _, end in seen[1:]], seen[-1][1]])
     spec = pilot.world.config.data.action

@@ -82,7 +82,7 @@ class PlanCommand:
         """Act."""
         from gymnasium import error as gym_error
 
-        from worldflow.agents.acting import act, summary
+        from worldflow.agents.acting import EnvironmentFailed, act, summary
 
         if self.video is not None and Path(self.video).is_file():
             raise NotADirectoryError(f"--video must name a folder, got the file {self.video}")
@@ -92,9 +92,9 @@ class PlanCommand:
         world = load(self.run, device=device)
         if self.video is not None and world.config.data.is_vector:
             raise ValueError("--video shows frames, but this world's are vectors; leave it out")
+        pilot = self.pilot(world)
         if self.compile:
             compile_or_warn(world, min(self.candidates * self.samples, self.max_rows), option="--compile")
-        pilot = self.pilot(world)
         played: list[Played] = []
         rules: dict[str, Any] = {"episodes": self.episodes, "seed": self.seed, "max_steps": self.max_steps}
         try:
@@ -106,9 +106,7 @@ class PlanCommand:
                         self._write(summary(played), world)
         except gym_error.Error as error:  # such as a dependency that is not installed
             raise ValueError(f"{self.env}: {error}") from error
-        except RuntimeError as error:
-            if not played or played[-1].error is None:
-                raise
+        except EnvironmentFailed as error:
             returns = summary(played)["returns"]
             kept = f"in {self.video}" if self.video else f"as returns only: {returns}; --video DIR keeps more"
             raise ValueError(f"{error} ({kept})") from error
@@ -131,6 +129,11 @@ class PlanCommand:
         from worldflow.agents import Entropy, GoalLikelihood, InDistribution, Return
         from worldflow.generate import read_frames
 
+        if not (world.config.reward.has_rewards or self.goal or self.entropy or self.in_distribution):
+            raise ValueError(
+                "all rewards that this world was trained on are 0, so that no plan is better than another; "
+                "give --goal, or train it on recordings with rewards"
+            )
         objective: Term = Return(discount=self.discount)
         if self.goal is not None:
             objective = GoalLikelihood(world, torch.from_numpy(read_frames(self.goal, world, last=1)))

@@ -91,6 +91,11 @@ def dream(
         raise FileExistsError(f"there is a policy in {path}; resume it, remove it, or choose another file")
     name = None if isinstance(world, WorldModel) else _named(world)
     world = opened(world, device)
+    if not world.config.reward.has_rewards:
+        raise ValueError(
+            "all rewards that this world was trained on are 0, so that there is nothing to learn in its dreams; train "
+            "it on recordings with rewards"
+        )
     if env is not None:
         check_fits(world.config.data, env)
     with contextlib.ExitStack() as stack:

@@ -33,12 +33,13 @@ def write_report(evidence: Evidence, path: str | os.PathLike[str]) -> Path:
     if evidence.agreement is not None:
         _imagined(report, evidence.agreement)
     name, frames = evidence.film
-    report.section("The best contender")
-    every = max(1, -(-len(frames) // 10))
-    report.figure(
-        strip_figure({"real": frames}, every=every),
-        f"{name}, the real episode of seed {protocol['first seed']}, every {every} steps",
-    )
+    if frames.ndim == 4:  # vectors cannot be looked at
+        report.section("The best contender")
+        every = max(1, -(-len(frames) // 10))
+        report.figure(
+            strip_figure({"real": frames}, every=every),
+            f"{name}, the real episode of seed {protocol['first seed']}, every {every} steps",
+        )
     report.section("Protocol")
     report.keyvalues(protocol)
     report.text("All numbers, every episode among them, are in `evidence.json` beside this page.")

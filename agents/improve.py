@@ -80,7 +80,8 @@ def improve(
     Raises:
         ValueError, TypeError: If the folder was begun in another way, or the environment or an option is of no use.
         ImportError: If Stable-Baselines3 is not installed.
-        OSError: If something cannot be written. Whatever stops it, what was recorded and trained is kept.
+        OSError: If something cannot be written. Whatever stops it, what the environment raises included, what was
+            recorded and trained is kept, and a note of the error says so.
     """
     config = config or ImproveConfig()
     folder = Path(out)
@@ -92,10 +93,15 @@ def improve(
         if (place / "round.json").is_file():
             found.append(_read(place / "round.json"))
             continue
-        data = _recorded(env_id, arguments, folder, number, config, progress=progress)
-        world = _learned(data, folder, number, config, progress=progress)
-        agent = _trained(world, place / "agent.zip", config, progress=progress)
-        found.append(_looked_at(env_id, arguments, data, agent, number, config))
+        try:
+            data = _recorded(env_id, arguments, folder, number, config, progress=progress)
+            world = _learned(data, folder, number, config, progress=progress)
+            agent = _trained(world, place / "agent.zip", config, progress=progress)
+            found.append(_looked_at(env_id, arguments, data, agent, number, config))
+        except Exception as error:
+            if (folder / "data").exists():
+                error.add_note(f"what was recorded and trained before is kept in {folder}, the same call goes on")
+            raise
         _write(place / "round.json", found[-1].to_plain())
         _write(folder / "log.json", [one.to_plain() for one in found])
     return found

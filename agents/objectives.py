@@ -104,7 +104,7 @@ class Scaled(Term):
         return steps_read(self.part, horizon)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Return(Term):
     """The discounted reward expected along an imagined future.
 

@@ -192,6 +192,7 @@ def tiny_world(
     soft_clip: float | None = 4.0,
     noise_std: float = 0.3,
     atoms: tuple[float, ...] = (0.0, 1.0),
+    paid: bool = True,
     contexts: int = 4,
     text_dim: int = 0,
     denoiser_layers: int = 0,
@@ -214,6 +215,7 @@ def tiny_world(
         memory: Frames over which drafts remember the mean.
         soft_clip: Bound of the affine parameters.
         atoms: Rewards with a mass of their own.
+        paid: Whether there were rewards but 0.
         contexts: Pasts in the bank; 0 leaves it without.
         text_dim: Channels of the three words that it reads; 0 for a world without text.
         denoiser_layers: Of its denoiser; 0 for none.
@@ -262,7 +264,7 @@ def tiny_world(
             text_dim=text_dim,
             step=noise_std,
         )
-    reward = RewardSupport(low=-2.0, high=2.0, num_knots=16, atoms=atoms)
+    reward = RewardSupport(low=-2.0, high=2.0, num_knots=16, atoms=atoms) if paid else RewardSupport.of([np.zeros(2)])
     world = WorldModel(
         WorldConfig(data=data, codec=codec_config, flow=flow, reward=reward, text=text, denoiser=denoiser)
     )

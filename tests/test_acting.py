@@ -16,7 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 from toys import seeded
 
 from worldflow import cli
-from worldflow.agents import CEM, Pilot, Return, act, observe, summary
+from worldflow.agents import CEM, EnvironmentFailed, Pilot, Return, act, observe, summary
 from worldflow.checkpoint import save
 from worldflow.envs.collect import record_episode
 from worldflow.video import read_video
@@ -27,7 +27,7 @@ class Glow(gym.Env[np.ndarray, np.ndarray]):
     """A gray frame of 16x16 as bright as the sum of all actions so far; pays the brightness. 4 steps.
 
     Args:
-        fails_at: Step of the second episode at which it raises.
+        fails_at: Step of the second episode at which it raises; -1 at its reset.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -43,6 +43,8 @@ class Glow(gym.Env[np.ndarray, np.ndarray]):
         super().reset(seed=seed)
         self.count, self.light = 0, float(self.np_random.uniform(-0.2, 0.2))
         self.episode += 1
+        if self.episode == 2 and self.fails_at == -1:
+            raise OSError("the cable is loose")
         return self._frame(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -140,6 +142,14 @@ def test_what_was_played_before_the_environment_raised_is_kept(fails_at: int) ->
     assert found["mean_return"] == pytest.approx(found["returns"][0])
 
 
+def test_what_was_played_before_a_reset_raised_is_kept() -> None:
+    kept = []
+    with pytest.raises(EnvironmentFailed, match="loose at the reset of the episode with seed 6; 1 episodes before"):
+        for played in act(pilot(tiny_world()), Glow(fails_at=-1), episodes=3, seed=5):
+            kept.append(played)
+    assert [(p.seed, len(p.episode), p.error) for p in kept] == [(5, 4, None)]
+
+
 def test_an_environment_that_does_not_fit_is_refused_before_anything_is_played() -> None:
     with pytest.raises(ValueError, match=r"frames: expected shape \(16, 16, 3\), got \(8, 8, 3\)"):
         act(pilot(tiny_world()), Glow(size=8))
@@ -214,7 +224,12 @@ def test_the_command_keeps_what_it_played_and_says_what_is_wrong(
     assert sorted(p.name for p in (tmp_path / "video").iterdir()) == ["plan.json", "seed_0.mp4", "seed_1.mp4"]
     assert len(json.loads((tmp_path / "video" / "plan.json").read_text())["returns"]) == 1
     assert "--video DIR keeps more" in failure(*glow, *fails[:2])
-    assert "num_candidates must be at least" in failure(*glow, "--candidates", "0")
+    assert "at the reset of the episode with seed 1" in failure(*glow, "--env-args", '{"fails_at": -1}')
+    with monkeypatch.context() as patch:  # whose compiling takes a minute
+        patch.setattr("worldflow.agents.command.compile_or_warn", lambda *_, **__: pytest.fail("too early"))
+        assert "num_candidates must be at least" in failure(*glow, "--candidates", "0", "--compile")
+    unpaid = str(save(tiny_world(paid=False), tmp_path / "unpaid"))
+    assert "give --goal" in failure(unpaid, *glow[1:])
     assert "name one with --env" in failure(str(runs / "glow"))
     assert "does not fit the world" in failure(str(runs / "glow"), "--env", "worldflow/InvertedPendulum-v0")
     assert "--env-args must be a JSON object" in failure(*glow, "--env-args", "[]")

@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from builders import tiny_world
+from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from lamp import Lamp, Press
 
@@ -126,6 +127,21 @@ def test_all_play_the_same_seeds_once_and_later_calls_only_what_is_missing(
     longer = CompareConfig(episodes=3, seed=7, starts=2, horizon=3, noise=(0.0,))
     assert len(compare(run, contenders=[HALF], config=longer, **options).standings[0].episodes) == 3
     assert Lamp.steps_in_all == before + 8
+
+
+def dial() -> gym.Env[np.ndarray, np.ndarray]:
+    """The lamp, observed as three numbers."""
+    space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    return gym.wrappers.TransformObservation(Lamp(), lambda frame: frame[0, 0] / 255, space)
+
+
+def test_agents_of_vectors_are_compared_without_a_film(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(gym.registry, "Dial-v0", EnvSpec("Dial-v0", entry_point=f"{__name__}:dial"))
+    world = save(tiny_world(numbers=3), tmp_path / "vectors")
+    evidence = compare(world, out="out", env="Dial-v0", contenders=["random", HALF], config=CONFIG, progress=False)
+    assert evidence.standing("half").mean.value == pytest.approx(4.0)
+    page = Path("out/report.html").read_text()
+    assert "Imagined against real return" in page and "The best contender" not in page
 
 
 def test_what_was_played_before_something_broke_is_kept(run: str) -> None:

@@ -267,6 +267,7 @@ def test_dreams_start_in_training_episodes_and_go_on_elsewhere_when_resumed(tmp_
         ({}, {"settings": {"n_stepps": 3}}, "ppo does not take the settings"),
         ({}, {"text": "a red circle"}, "reads no text"),
         ({"contexts": 0}, {"likelihood_penalty": 1.0}, "name a data set to start from"),
+        ({"paid": False}, {}, "nothing to learn in its dreams"),
     ],
 )
 def test_a_world_that_does_not_fit_is_refused(

@@ -152,6 +152,9 @@ def test_support_of_constant_and_sparse_rewards() -> None:
     many = np.repeat(np.arange(40, dtype=np.float32), np.arange(40) + 10)
     most = RewardSupport.of([many], most_atoms=5)
     assert most.atoms == (35.0, 36.0, 37.0, 38.0, 39.0)
+    assert all(one.has_rewards for one in (constant, both, most, RewardSupport()))
+    assert not RewardSupport.of([np.zeros(5), np.zeros(3)]).has_rewards
+    assert RewardSupport.of([np.array([0.0] * 500 + [1e-3])]).has_rewards
 
 
 @pytest.mark.parametrize("kind", ["constant", "sparse"])

@@ -121,4 +121,9 @@ def test_the_command_goes_round(calls: list[str], capsys: pytest.CaptureFixture[
     assert "round 0, 32 real steps: return " in capsys.readouterr().out
     assert cli.main(["improve", "Lamp-v0", "--out", "loop", "--episodes", "1"]) == 2
     assert cli.main(["improve", "Lump-v0", "--out", "other"]) == 1
-    assert "unknown environment 'Lump-v0'; did you mean 'Lamp-v0'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "unknown environment 'Lump-v0'; did you mean 'Lamp-v0'" in said and "is kept" not in said
+    Lamp.steps_in_all = 0
+    broken = ["improve", "Lamp-v0", "--out", "broken", "--env-args", '{"fails_at": 20}']
+    assert cli.main(broken) == 1
+    assert "the bulb is broken; what was recorded and trained before is kept in broken" in capsys.readouterr().err

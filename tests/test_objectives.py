@@ -253,3 +253,4 @@ def test_numbers_and_frames_must_fit() -> None:
             Entropy(weight)
         with pytest.raises(ValueError, match="weight must be a finite number"):
             _ = weight * Return()
+    assert Return(0.9) == Return(discount=0.9)

@@ -386,7 +386,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, ImportError) as error:
         if is_debugging:
             raise
-        return _fail(str(error))
+        return _fail(_with_notes(str(error), error))
     except BrokenPipeError:  # who read the output has gone, for example `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -394,13 +394,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_debugging:
             raise
         named = f": {error.filename}" if error.filename else ""
-        return _fail(f"{error.strerror or error}{named}")
+        return _fail(_with_notes(f"{error.strerror or error}{named}", error))
     except Exception as error:
         if is_debugging:
             raise
-        return _fail(
-            f"{type(error).__name__}: {error}; this is unexpected: run it with --debug and report what it shows"
-        )
+        said = _with_notes(f"{type(error).__name__}: {error}", error)
+        return _fail(f"{said}; this is unexpected: run it with --debug and report what it shows")
     return status
 
 
@@ -436,6 +435,11 @@ def _summary(name: str, kind: type | Mapping[str, type]) -> str:
 def _fail(message: str, *, status: int = 1) -> int:
     print(f"worldflow: {' '.join(message.split())}", file=sys.stderr)
     return status
+
+
+def _with_notes(message: str, error: BaseException) -> str:
+    """What an error says, and what was noted on its way, such as what is kept."""
+    return "; ".join((message, *getattr(error, "__notes__", ())))
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["RewardHead", "RewardSupport", "TerminationHead"]
 
 TAIL_WEIGHT = 1e-6
+_LEAST_MARGIN = 0.05
 
 
 def symlog(r: Tensor) -> Tensor:
@@ -56,6 +57,11 @@ class RewardSupport:
     atoms: tuple[float, ...] = ()
     """Values that have a mass of their own."""
 
+    @property
+    def has_rewards(self) -> bool:
+        """Whether any reward but 0 was recorded; imported recordings without rewards have zeros."""
+        return self.atoms != (0.0,) or (self.low, self.high) != (-_LEAST_MARGIN, _LEAST_MARGIN)
+
     @staticmethod
     def of(
         rewards: Iterable[np.ndarray], *, num_knots: int = 64, least_share: float = 0.003, most_atoms: int = 16
@@ -73,7 +79,7 @@ class RewardSupport:
         is_atom = (counts >= max(2, least_share * len(values))).nonzero().flatten()
         is_atom = is_atom[counts[is_atom].argsort(descending=True)[:most_atoms]]
         y = symlog(distinct)
-        margin = 0.05 * float(y.max() - y.min()) + 0.05
+        margin = 0.05 * float(y.max() - y.min()) + _LEAST_MARGIN
         return RewardSupport(
             low=float(y.min()) - margin,
             high=float(y.max()) + margin,
