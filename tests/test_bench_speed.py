@@ -51,7 +51,8 @@ def test_training_steps_are_timed_and_change_nothing() -> None:
     world = tiny_world()
     before = {name: value.clone() for name, value in world.state_dict().items()}
     rows = train_speed(world, batch=2, length=3, seconds=0.05)
-    assert [row["loop"] for row in rows] == ["worldflow", "plain autocast, AdamW"]
+    plain = ["plain autocast, AdamW", "plain autocast, torch.optim.Muon"]
+    assert [row["loop"] for row in rows] == ["worldflow", *plain]
     assert all(row["transitions_per_second"] == pytest.approx(6e3 / row["milliseconds"]) for row in rows)
     assert all(torch.equal(value, before[name]) for name, value in world.state_dict().items())
 

@@ -154,7 +154,7 @@ def test_recorded_training_is_training() -> None:
     for one, other in zip(recorded.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-3)  # products in bf16
     for one, other in zip(recorded.parameters(), Line().to(CUDA).parameters(), strict=True):
-        assert (one - other).abs().max() > 0.05
+        assert (one - other).abs().max() > 0.01
     assert all(isinstance(group["lr"], float) for saved in state.optimizers for group in saved["param_groups"])
 
 

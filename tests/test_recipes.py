@@ -21,7 +21,7 @@ def test_sizes_fit_the_data(codec: Any, action: Any) -> None:
         data = tiny_spec(size=64, action=action)
         config = world_config(TrainConfig(preset=preset, codec=codec), data, RewardSupport())
         assert config.data == data
-        has_large_cells = codec == "latent" and preset != "large"
+        has_large_cells = codec == "latent"
         assert config.flow.num_tokens == (4 if has_large_cells else 16)
         assert config.codec.pieces == (4 if has_large_cells else 2)
         assert config.flow.action_dim == data.action.feature_dim
@@ -41,9 +41,15 @@ def test_presets_grow() -> None:
     assert sizes[-1] > 10 * sizes[0]
 
 
-def test_noise_may_be_set() -> None:
-    config = world_config(TrainConfig(noise_std=0.12), tiny_spec(), RewardSupport())
+def test_noise_and_window_may_be_set() -> None:
+    train = TrainConfig(noise_std=0.12, window=5, denoiser_layers=1)
+    config = world_config(train, tiny_spec(), RewardSupport())
     assert config.codec.noise_std == 0.12
+    assert config.flow.window == 5
+    assert config.denoiser is not None and config.denoiser.window == 5
+    assert world_config(train, tiny_spec(), RewardSupport(), sizes={"window": 4}).flow.window == 4
+    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
+        TrainConfig(window=0)
 
 
 BAD: dict[str, dict[str, Any]] = {

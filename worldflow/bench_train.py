@@ -1,6 +1,6 @@
 """How fast worlds are trained and recordings read: `worldflow bench train | data`.
 
-train   training steps of the flow, against a plain loop of the same model in autocast with AdamW
+train   training steps of the flow, against plain loops of the same model in autocast, with AdamW or torch's own Muon
 data    windows of recordings read from disk
 """
 
@@ -10,6 +10,7 @@ import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -35,7 +36,7 @@ __all__ = ["DataBench", "TrainBench", "data_speed", "train_speed"]
 def train_speed(
     world: WorldModel, *, batch: int = 32, length: int = 24, seconds: float = 10.0, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Transitions a second of training steps, ours and a plain loop's, in turns.
+    """Transitions a second of training steps, ours and those of plain loops, in turns.
 
     Args:
         world: What to train; it is copied.
@@ -69,20 +70,26 @@ def train_speed(
     def loss(model: WorldModel) -> Tensor:
         return loss_of_drawn(model, draw(model), config=config).total
 
-    models = [copy.deepcopy(world).train().requires_grad_(True) for _ in range(2)]
+    models = [copy.deepcopy(world).train().requires_grad_(True) for _ in range(3)]
     for model in models:
         model.codec.eval().requires_grad_(False)
-    plain, ours = models
-    optimizer = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], lr=1e-4)
+    ours = models.pop()
 
-    def plain_step() -> None:
+    def plain_step(model: WorldModel, optimizers: list[torch.optim.Optimizer]) -> None:
         with torch.autocast(world.device.type, dtype=torch.bfloat16):
-            value = loss(plain)
-        optimizer.zero_grad()
+            value = loss(model)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         value.backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
 
-    steps = max(3, round(seconds / max(timed(plain_step, seconds=0, warm_up=1, at_least=2).median, 1e-3)))
+    plain = {
+        "plain autocast, AdamW": partial(plain_step, models[0], _optimizers(models[0], has_muon=False)),
+        "plain autocast, torch.optim.Muon": partial(plain_step, models[1], _optimizers(models[1], has_muon=True)),
+    }
+    first = next(iter(plain.values()))
+    steps = max(3, round(seconds / max(timed(first, seconds=0, warm_up=1, at_least=2).median, 1e-3)))
 
     def our_loss(drawn: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         found = loss_of_drawn(ours, drawn, config=config)
@@ -111,22 +118,32 @@ def train_speed(
         )
         return time.perf_counter() - begin
 
-    theirs = timed(plain_step, seconds=seconds / 2, warm_up=0)
+    before = {name: timed(step, seconds=seconds / 2, warm_up=1).median for name, step in plain.items()}
     begun = seconds_of(2)  # what a fit takes once: optimizers' memory, on a GPU recording the steps
     our_time = (seconds_of(steps + 2) - begun) / steps
-    again = timed(plain_step, seconds=seconds / 2, warm_up=0)
-    flops = count_flops(plain_step)
-    plain_time = (theirs.median + again.median) / 2
+    after = {name: timed(step, seconds=seconds / 2, warm_up=0).median for name, step in plain.items()}
+    flops = count_flops(first)
+    taken = {"worldflow": our_time, **{name: (before[name] + after[name]) / 2 for name in plain}}
     return [
         {
             "loop": name,
-            "transitions_per_second": batch * length / taken,
-            "milliseconds": 1e3 * taken,
-            "gflops": flops / taken / 1e9,
-            "bfloat16": is_narrow,
+            "transitions_per_second": batch * length / time_taken,
+            "milliseconds": 1e3 * time_taken,
+            "gflops": flops / time_taken / 1e9,
+            "bfloat16": narrow if name == "worldflow" else True,
         }
-        for name, taken, is_narrow in (("worldflow", our_time, narrow), ("plain autocast, AdamW", plain_time, True))
+        for name, time_taken in taken.items()
     ]
+
+
+def _optimizers(world: WorldModel, *, has_muon: bool) -> list[torch.optim.Optimizer]:
+    """Those of torch: AdamW for everything, or Muon for the transformers' matrices as in `worldflow.fit`."""
+    wanted = {name: p for name, p in world.named_parameters() if p.requires_grad}
+    matrices = {name: p for name, p in wanted.items() if has_muon and p.dim() == 2 and ".blocks." in name}
+    others: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW([p for name, p in wanted.items() if name not in matrices], lr=1e-4)
+    ]
+    return [*others, torch.optim.Muon(list(matrices.values()), lr=1e-3)] if matrices else others
 
 
 def data_speed(dataset: Dataset, *, batch: int = 32, length: int = 24, seconds: float = 3.0) -> list[dict[str, Any]]:

@@ -52,7 +52,9 @@ def _draw(
         if len(generator) != shape[0]:
             raise ValueError(f"expected one generator or {shape[0]}, one per row of the batch, got {len(generator)}")
         rows = [function(shape[1:], generator=g, device=g.device, dtype=torch.float32) for g in generator]
-        drawn = torch.stack([row.to(device) for row in rows])
+        if len({row.device for row in rows}) > 1:
+            rows = [row.to(device) for row in rows]
+        drawn = torch.stack(rows).to(device)  # moved as one: a thousand small copies to a GPU cost more than a step
     else:
         source = "cpu" if generator is None else generator.device
         drawn = function(shape, generator=generator, device=source, dtype=torch.float32).to(device)

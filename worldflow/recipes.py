@@ -53,6 +53,9 @@ class TrainConfig:
     """Frames of a step of the codec."""
     batch: int | None = None
     """Clips of a step of the flow; 16 unless given, 32 of vectors."""
+    window: int | None = None
+    """Frames in view of attention, the current one included; the preset's unless given. Worlds are started from one
+    frame less: the more, the better speeds are known."""
     length: int | None = None
     """Transitions of a clip; twice the attention window unless given, so that caches are trained as they are used, and
     at least 8."""
@@ -103,6 +106,7 @@ class TrainConfig:
             "steps",
             "codec_batch",
             "batch",
+            "window",
             "length",
             "codec_frames",
             "eval_clips",
@@ -170,7 +174,10 @@ def world_config(
         if name not in names:
             raise ValueError(f"a flow has no size {name!r}{did_you_mean(name, names)}")
     config = _preset_config(train, data, reward, text)
-    return replace(config, flow=replace(config.flow, **(sizes or {})))
+    changed = {"window": train.window or config.flow.window, **(sizes or {})}
+    flow = replace(config.flow, **changed)
+    denoiser = None if config.denoiser is None else replace(config.denoiser, window=flow.window)
+    return replace(config, flow=flow, denoiser=denoiser)
 
 
 def _preset_config(train: TrainConfig, data: DataSpec, reward: RewardSupport, text: TextSpec | None) -> WorldConfig:
