@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields, replace
-from functools import cached_property
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from worldflow import checkpoint
-from worldflow.atomic import replacing
 from worldflow.codec import LatentCodec
 from worldflow.codec_frames import CodecFrames
-from worldflow.data import Dataset, gather
+from worldflow.data import Dataset
 from worldflow.dict_codec import DictCodec
-from worldflow.evaluate import held_out_clips, imagine_clips
-from worldflow.fingerprint import episode_hashes
 from worldflow.fit import CODEC, FLOW, DrawnLoss, FitState, Stage, fit
-from worldflow.frames import picture
 from worldflow.heads import RewardSupport
 from worldflow.hints import did_you_mean
 from worldflow.index import sample_index, window_index
@@ -39,8 +34,9 @@ from worldflow.recipes import TrainConfig, world_config
 from worldflow.saved_training import SavedTraining
 from worldflow.symmetry import ActionMaps, elements
 from worldflow.text_condition import Captions, embed_captions
+from worldflow.training_folder import TrainingFolder
 from worldflow.vector_codec import VectorCodec, vector_statistics
-from worldflow.world import Contexts, WorldModel
+from worldflow.world import WorldModel
 
 __all__ = ["chosen_device", "train"]
 
@@ -155,9 +151,9 @@ class _Run:
         progress: bool,
         clock: Callable[[], float],
     ) -> None:
-        self.sizes = sizes
-        self.folder, self.dataset, self.config, self.device, self.progress = folder, dataset, config, device, progress
-        self.clock = clock
+        self.sizes, self.clock = sizes, clock
+        self.dataset, self.config, self.device, self.progress = dataset, config, device, progress
+        self.kept = TrainingFolder(folder, dataset, config)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.noise = self.generator  # on a GPU its own, which draws where the noise is used
         if device.type == "cuda":
@@ -172,7 +168,7 @@ class _Run:
     def __call__(self, log: TrainLog, *, is_resumed: bool) -> WorldModel:
         config = self.config
         if is_resumed:
-            self.saved = SavedTraining.read(self.folder / "training.pt")
+            self.saved = SavedTraining.read(self.kept.path / "training.pt")
             self.spent = self.saved.spent
             self.generator.set_state(self.saved.generator)
             if self.noise is not self.generator and self.saved.noise is not None:
@@ -193,7 +189,7 @@ class _Run:
                 world.codec.set_statistics(*vector_statistics(self.dataset))
             if isinstance(codec := _of_pictures(world), LatentCodec) and not config.joint:
                 self._fit_codec(world, codec, log)
-        world.contexts = self._contexts(world.config.flow.window)
+        world.contexts = self.kept.contexts(world.config.flow.window)
         if config.joint:
             clips = self._joint_clips(world)
         else:
@@ -205,8 +201,8 @@ class _Run:
         if isinstance(world.codec, LatentCodec) and config.joint:
             self._codec_frames().settle(world.codec)
         world.eval()
-        self._save_world(world)
-        (self.folder / "latents.npy").unlink(missing_ok=True)
+        self.kept.write_world(world, seconds=sum(self.spent.values()))
+        (self.kept.path / "latents.npy").unlink(missing_ok=True)
         return world
 
     def _captions(self, encoder: str) -> Captions:
@@ -300,7 +296,7 @@ class _Run:
 
     def _encode(self, world: WorldModel) -> LatentData:
         total = len(self.symmetries) * int(np.sum(np.asarray(self.dataset.lengths) + 1))
-        path = self.folder / "latents.npy"
+        path = self.kept.path / "latents.npy"
         noise = torch.Generator().manual_seed(self.config.seed)  # its own, so that a resumed run encodes the same
         with tqdm(total=total, desc="encode", unit="frame", disable=not self.progress) as bar:
             for done in encode_dataset(
@@ -350,7 +346,7 @@ class _Run:
                     for swap in (False, True)
                 )
             if not self.dataset.spec.is_vector:
-                self._picture(world)
+                self.kept.draw(world)
             world.train()
             world.codec.train(config.joint)
             return {
@@ -406,82 +402,22 @@ class _Run:
             start=self.saved.fit if self.saved is not None and self.saved.stage == stage.name else None,
             look=look,
             look_every=config.eval_every,
-            save=lambda state: self._save_progress(world, stage, state),
+            save=lambda state: self._save(world, stage, state),
             save_every=config.save_every,
             progress=self.progress,
             clock=self.clock,
         )
 
-    # -- what is kept -----------------------------------------------------------------------------------------------
-
-    def _save_progress(self, world: WorldModel, stage: Stage, state: FitState) -> None:
+    def _save(self, world: WorldModel, stage: Stage, state: FitState) -> None:
         self.spent[stage.name] = state.seconds
-        record = {
-            "stage": stage.name,
-            "spent": self.spent,
-            "step": state.step,
-            "seconds": state.seconds,
-            "optimizers": state.optimizers,
-            "usual_norm": state.usual_norm,
-            "world": world.state_dict(),
-            "maps": {} if self.maps is None else self.maps.state_dict(),
-            "generator": self.generator.get_state(),
-            "noise": None if self.noise is self.generator else self.noise.get_state(),
-        }
-        target = self.folder / "training.pt"
-        try:
-            with replacing(target) as path:
-                torch.save(record, path)
-        except RuntimeError as error:  # torch's word for a failed write
-            raise OSError(
-                f"cannot write {target}: {str(error).splitlines()[0]}; free some space, then resume"
-            ) from error
+        self.kept.write_progress(
+            world,
+            self.maps,
+            stage=stage.name,
+            state=state,
+            spent=self.spent,
+            generator=self.generator,
+            noise=self.noise,
+        )
         if stage is FLOW:
-            self._save_world(world)
-
-    def _save_world(self, world: WorldModel) -> None:
-        rule = self.dataset.held_out
-        training = {
-            "config": asdict(self.config),
-            "dataset": self.dataset.spec.dataset_id,
-            "episodes": len(self.dataset),
-            "transitions": int(self.dataset.lengths.sum()),
-            "recordings": list(self.dataset.metadata.get("worldflow", {}).get("recordings", ())),
-            "held_out": asdict(rule),
-            "minutes_trained": sum(self.spent.values()) / 60,
-            "episode_hashes": self._episode_hashes,
-        }
-        checkpoint.save(world, self.folder, training=training)
-
-    @cached_property
-    def _episode_hashes(self) -> list[str]:
-        """Which episodes were trained on, so that an evaluation can refuse to test on them."""
-        return episode_hashes(self.dataset, "train")
-
-    def _contexts(self, num_frames: int) -> Contexts:
-        """A bank of held-out pasts of `num_frames` frames, or as many as the shortest of them has."""
-        lengths = np.asarray(self.dataset.lengths, dtype=np.int64)
-        episodes = self.dataset.episodes("held_out")
-        past = max(1, min(num_frames - 1, int(lengths[episodes].max()) - 1))
-        index = window_index(lengths, past, episodes=episodes)
-        index = index[index[:, 1] + past < lengths[index[:, 0]]]  # a start from which at least one more step was made
-        chosen = torch.randperm(len(index), generator=torch.Generator().manual_seed(self.config.seed))
-        clip = gather(self.dataset, index[chosen[: self.config.contexts].numpy()], past)
-        return Contexts(frames=clip.frames, actions=clip.actions)
-
-    def _picture(self, world: WorldModel) -> None:
-        """Film strips of held-out futures, real above imagined, as `imagined.png`."""
-        past = world.config.flow.window - 1
-        longest = int(np.asarray(self.dataset.lengths)[self.dataset.episodes("held_out")].max())
-        if longest <= past:
-            return  # held-out episodes are all shorter than the past that the world wants to see
-        horizon = min(16, longest - past)
-        clips = held_out_clips(self.dataset, past=past, horizon=horizon, num_clips=16, seed=self.config.seed)
-        clips = clips[clips.valid.sum(1).argsort(descending=True, stable=True)[:3]]  # the longest ones show most
-        dream = imagine_clips(world, clips, past=past, generator=torch.Generator().manual_seed(self.config.seed))
-        from worldflow.figures import save_figure  # drawing is slow to import and not needed to train
-        from worldflow.strips import imagined_figure
-
-        real, imagined = picture(clips.frames), picture(dream.frames)
-        figure = imagined_figure(real[:, past + 1 :].numpy(), imagined[0].cpu().numpy())
-        save_figure(figure, self.folder / "imagined.png")
+            self.kept.write_world(world, seconds=sum(self.spent.values()))
