@@ -82,6 +82,20 @@ class Alarms:
         """Whether the episode rings, as a whole or by drift."""
         return self.episode or bool(self.drift.any())
 
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """What there is one of for each transition: 1 where it rings, p-values, and the most surprising statistic."""
+        return {
+            "rings": self.transition.astype(int),
+            "p_value": self.p_value,
+            **{f"p_value_{n}": row for n, row in zip(WINDOWS[1:], self.window_p_value[1:], strict=True)},
+            **{f"recent_p_value_{n}": row for n, row in zip(WINDOWS[1:], self.recent_p_value[1:], strict=True)},
+            **{f"{part}_p_value": row for part, row in zip(self.parts, self.part_p_value, strict=True)},
+            "statistic": np.array(self.names)[self.statistic],
+            "drift_rings": self.drift.astype(int),
+            "drift_p_value": self.drift_p_value,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
