@@ -23,6 +23,7 @@ from worldflow.detector import Alarms, Detector
 from worldflow.frames import picture
 from worldflow.score import score, write_csv, write_json
 from worldflow.score_types import EpisodeScores, columns
+from worldflow.scored_copy import write_scored_copy
 from worldflow.world import WorldModel
 
 __all__ = ["Alarmed", "Score"]
@@ -51,6 +52,8 @@ class Score:
     out: str | None = None
     """File for the scores: .csv, a row a transition, or .json; without it, averages are printed only. With --normal or
     --detector it says of each transition whether it rings, too."""
+    infos: str | None = None
+    """Folder for a copy of the data set that has the scores in its infos, for whoever reads it by Minari."""
     size: int | None = None
     """Rows and columns that the pictures of recordings are brought to, as by `worldflow import --size`; without it,
     those of another size than the world's are refused. Not for data sets, which `worldflow import` has brought to one.
@@ -111,6 +114,8 @@ class Score:
         if self.out is not None:
             write = write_json if Path(self.out).suffix.lower() == ".json" else write_csv
             result["scores"] = str(write(scores, self.out, alarms=alarms))
+        if self.infos is not None:
+            result["infos"] = str(write_scored_copy(scores, dataset, self.infos, alarms=alarms))
         result["mean"] = _means(scores)
         if self.json:
             result["by_episode"] = [_means([episode]) for episode in scores]
@@ -132,6 +137,8 @@ class Score:
     def _check(self) -> None:
         if self.out is not None and Path(self.out).is_dir():
             raise IsADirectoryError(f"--out must name a file to write, got the folder {self.out}")
+        if self.infos is not None and Path(self.infos).exists():
+            raise FileExistsError(f"--infos must name a new folder, there is something at {self.infos}")
         if self.video is not None and Path(self.video).is_file():
             raise NotADirectoryError(f"--video must name a folder, got the file {self.video}")
         if self.fail_on_alarm and self.normal is None and self.detector is None:
