@@ -13,11 +13,13 @@ from builders import some_scores, tiny_world, write_dataset
 
 from worldflow import anomaly_evidence
 from worldflow.anomaly_cases import CALIBRATION, CONTROL, NORMAL, ONSET, Case, Stage, cases, simple_episodes
-from worldflow.anomaly_evidence import AnomalyConfig, Evidence, gather, judge
+from worldflow.anomaly_evidence import AnomalyConfig, gather
+from worldflow.anomaly_judge import NOTHING, Evidence, judge
 from worldflow.anomaly_report import as_text
 from worldflow.anomaly_store import Judged
 from worldflow.data import Dataset
 from worldflow.envs.collect import collect
+from worldflow.metrics import auroc
 from worldflow.score_types import EpisodeScores
 from worldflow.types import Episode
 
@@ -65,6 +67,10 @@ def test_what_differs_is_found_and_the_rest_is_not(evidence: Evidence) -> None:
         assert evidence.auroc("large, middle", name, window=1) == pytest.approx(0.5, abs=0.1)
     for name in evidence.combinations:
         assert evidence.auroc(CONTROL, name, window=1) == pytest.approx(0.5, abs=0.08)
+    assert evidence.rows[NOTHING].kind == "control" and evidence.rows[NOTHING].separation[1]["reward"].episodes == 8
+    rewards = [-s.reward[ONSET[0] :] for s in known_cases()[NORMAL][1].scores]
+    expected = auroc(np.concatenate(rewards[8:]), np.concatenate(rewards[:8]))  # the eight seeds of anomalies
+    assert evidence.auroc(NOTHING, "reward", window=1) == pytest.approx(expected)
     # Averages see what single transitions hide: a shift of 0.7 is one of two standard deviations of an average of 8.
     single, averaged = (evidence.auroc("small, middle", "reward", window=w) for w in (1, 8))
     assert single == pytest.approx(0.69, abs=0.06)

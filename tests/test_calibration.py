@@ -16,7 +16,8 @@ from worldflow.calibration import calibrate_scores
 from worldflow.combination import COMBINATIONS
 from worldflow.detector import Watch
 from worldflow.score import score
-from worldflow.watched import STATISTICS, statistic_matrix, watched_names
+from worldflow.surprise import Surprise
+from worldflow.watched import STATISTICS, WINDOWS, statistic_matrix, watched_names
 
 OTHERS = ("token", "foresight", "vector", "standard_error", "anomaly", "num_draws", "world", "score_norm")
 PARTS = [f.name for f in fields(EpisodeScores) if f.name not in OTHERS]
@@ -31,6 +32,7 @@ def normal_scores(num: int, length: int, *, seed: int, dependence: float) -> lis
         own = {name: random.standard_normal(length) for name in PARTS}
         mixed = {name: np.sqrt(dependence) * common + np.sqrt(1 - dependence) * v for name, v in own.items()}
         mixed["terminated"] = np.round(mixed["terminated"])  # ties
+        mixed["change"] = np.exp(mixed["change"])
         mixed["reconstruction"] = np.zeros(length)  # a constant, as of the lossless codec
         result.append(some_scores(**mixed))
     return result
@@ -70,10 +72,11 @@ def test_normal_transitions_and_episodes_ring_at_the_promised_rate(dependence: f
         ("action_gain", -20.0, "gain_low"),
         ("action_gain", 20.0, "gain_high"),
         ("context_ratio", -20.0, "context"),
+        ("change", 0.0, "still"),
         ("entropy", 20.0, "unsure"),
         ("pixel_bits", 20.0, "pixels"),
         ("reward", -20.0, "reward"),
-        ("terminated", -20.0, "terminated"),
+        ("terminated", -30.0, "terminated"),
         ("reconstruction", 1e-3, "reconstruction"),
     ],
 )
@@ -204,6 +207,41 @@ def test_an_alarm_says_which_part_and_whether_it_lasts() -> None:
     assert alarms.window_p_value[0, 55] <= 0.01 < alarms.window_p_value[2, 55]
 
 
+def test_what_came_and_went_is_recent_for_as_long_as_the_window() -> None:
+    detector = calibrate_scores(normal_scores(60, 60, seed=0, dependence=0.0))
+    (usual,) = normal_scores(1, 60, seed=5, dependence=0.0)
+    before = detector([usual])[0].recent_p_value
+    reward = usual.reward.copy()
+    reward[30] = -40.0
+    (alarms,) = detector([replace(usual, reward=reward)])
+    np.testing.assert_array_equal(alarms.recent_p_value[0], alarms.p_value)
+    np.testing.assert_array_equal(alarms.recent_p_value[:, :30], before[:, :30])
+    for row, window in enumerate(WINDOWS):
+        assert (alarms.recent_p_value[row, 30 : 30 + window] <= 0.01).all()
+    assert alarms.window_p_value[1:, 31:].min() > 0.01  # nothing lasts
+    weak = replace(usual, action_gain=usual.action_gain - 0.8)  # pyright: ignore[reportOptionalOperand]
+    assert detector([weak])[0].recent_p_value[2, 55:].max() <= 0.01
+
+
+def test_recent_numbers_add_what_lasts_to_the_oddest_transition() -> None:
+    detector = calibrate_scores(normal_scores(20, 60, seed=0, dependence=0.3))
+    usual, (episode,) = detector._usual, normal_scores(1, 60, seed=5, dependence=0.3)
+    watched = detector.watched(episode)
+    combined = usual.combined(watched, usual.nats(watched))
+    own = usual.combined(usual.watched, usual.nats(usual.watched))
+
+    def highest(values: np.ndarray, n: int) -> np.ndarray:
+        return np.array([values[max(0, t + 1 - n) : t + 1].max() for t in range(len(values))])
+
+    np.testing.assert_array_equal(detector.oddness(episode), combined[0])
+    for row, n in ((1, 8), (2, 50)):
+        tops = np.concatenate([highest(part, n) for part in np.split(own[0], len(usual.lengths))])
+        independent = float(np.maximum(1, usual.lengths / n).sum())
+        lasting, single = (Surprise(v, independent=independent, has_ranks=False) for v in (own[row], tops))
+        expected = lasting(combined[row]) + single(highest(combined[0], n))
+        np.testing.assert_allclose(detector.oddness(episode, window=n), expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("combination", COMBINATIONS)
 def test_every_combination_keeps_the_promise_and_sees_an_outlier(combination: Any) -> None:
     pytest.importorskip("sklearn")
@@ -215,8 +253,8 @@ def test_every_combination_keeps_the_promise_and_sees_an_outlier(combination: An
     spread = np.sqrt(0.05 * 0.95 * (1 / 1000 + 1 / 2000))
     assert abs(share - 0.05) < 4 * spread
     odd = {name: getattr(fresh[0], name).copy() for name in PARTS if name != "reconstruction"}
-    for values in odd.values():  # a forest does not see a few statistics of many
-        values[2] = -8.0
+    for name, values in odd.items():  # a forest does not see a few statistics of many
+        values[2] = 0.0 if name == "change" else -8.0
     assert detector([replace(fresh[0], **odd)])[0].transition[2]
 
 
@@ -247,7 +285,7 @@ def test_parts_of_an_episode_are_judged_as_the_whole() -> None:
         at += length
     for name in ("transition", "p_value", "statistic", "drift", "drift_p_value"):
         np.testing.assert_allclose(np.concatenate([getattr(p, name) for p in parts]), getattr(whole, name), rtol=1e-9)
-    for name in ("surprise", "statistic_p_value"):
+    for name in ("surprise", "statistic_p_value", "recent_p_value"):
         joined = np.concatenate([getattr(p, name) for p in parts], axis=1)
         np.testing.assert_allclose(joined, getattr(whole, name), rtol=1e-9)
     assert (parts[-1].episode, parts[-1].episode_p_value) == (whole.episode, whole.episode_p_value)

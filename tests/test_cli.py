@@ -171,6 +171,9 @@ def test_scoring_writes_json_pictures_and_rings(run: Run, made: Path) -> None:
     assert status == 0 and "ringing_episodes" in out
     stored = json.loads(Path("s.json").read_text())
     assert len(stored["episodes"]) == 6 and len(stored["episodes"][0]["context_ratio"]) == 12
+    rang = [bool(e["alarms"]["episode"] or sum(e["alarms"]["drift_rings"])) for e in stored["episodes"]]
+    assert all(len(e["alarms"]["rings"]) == 12 for e in stored["episodes"])
+    assert f"ringing_episodes: {[i for i, rings in enumerate(rang) if rings]}" in " ".join(out.split())
 
     options = ("--detector", "d.npz", "--fail-on-alarm", "--video", "v", "--heat", "h.png", "--json")
     status, out, _ = run(*words, *options, "--seed", "3")
@@ -182,6 +185,12 @@ def test_scoring_writes_json_pictures_and_rings(run: Run, made: Path) -> None:
     replace(detector, episode_false_alarm_rate=0.999).save("all.npz")  # rings whatever happens
     assert run(*words, "--detector", "all.npz", "--fail-on-alarm")[0] == 3
     assert run(*words, "--detector", "all.npz")[0] == 0
+    status, out, _ = run(*words, "--detector", "all.npz", "--infos", "copy", "--json")
+    assert status == 0 and json.loads(out)["infos"] == "copy"
+    assert Dataset("copy")[5].infos["score"]["rings"].shape == (13,)
+    assert "--infos must name a new folder" in failure(run(*words, "--infos", "copy"))
+    refused = run(*words, "--detector", "all.npz", "--without-pixels")
+    assert "leave --without-pixels out" in failure(refused)
     assert "--normal DATASET or --detector" in failure(run(*words, "--fail-on-alarm"))
 
 

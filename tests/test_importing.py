@@ -351,6 +351,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.filterwarnings("default:.*has no rewards")
 def test_recordings_are_scored_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     world = tiny_world(size=16, codec="latent")
     save(world, tmp_path / "run")
@@ -359,11 +360,22 @@ def test_recordings_are_scored_as_they_are(tmp_path: Path, capsys: pytest.Captur
     write_video(pictures(5), source / "a.gif")
     np.save(source / "a.npy", 0.9 * floats(4, *shape))
     assert main(["score", str(tmp_path / "run"), str(source), "--out", str(tmp_path / "raw.csv"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["transitions"] == 4
+    out, err = capsys.readouterr()
+    assert json.loads(out)["transitions"] == 4 and "has no rewards: they are scored as zeros" in err
     space = recorded_action_space(world)
     import_recordings(source, out=tmp_path / "set", action_space=space, progress=False)
     assert main(["score", str(tmp_path / "run"), str(tmp_path / "set"), "--out", str(tmp_path / "set.csv")]) == 0
     assert (tmp_path / "raw.csv").read_text() == (tmp_path / "set.csv").read_text()
+    capsys.readouterr()
+    assert main(["score", str(tmp_path / "run"), str(tmp_path / "set"), "--size", "16"]) == 1
+    assert "leave --size out" in capsys.readouterr().err
+    (source / "a.gif").unlink()
+    write_video(np.repeat(np.repeat(pictures(5), 2, axis=1), 2, axis=2), source / "a.gif")
+    assert main(["score", str(tmp_path / "run"), str(source)]) == 1
+    assert "(16, 16, 3)" in capsys.readouterr().err  # resized only when asked
+    resized = tmp_path / "resized.csv"
+    assert main(["score", str(tmp_path / "run"), str(source), "--size", "16", "--out", str(resized)]) == 0
+    assert len(resized.read_text().splitlines()) == 5
     np.save(source / "a.npy", 100 * floats(4, *shape))
     capsys.readouterr()
     assert main(["score", str(tmp_path / "run"), str(source)]) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,10 +19,11 @@ from builders import random_episode, tiny_world, write_dataset
 
 import worldflow as wf
 from worldflow import EpisodeScores, data
+from worldflow.calibration import calibrate_scores
 from worldflow.codec import PatchCodec
 from worldflow.envs.recorder import Recorder
 from worldflow.flow import VideoFlow
-from worldflow.score import score, write_csv
+from worldflow.score import score, write_csv, write_json
 from worldflow.statistics import frames_at_once
 from worldflow.types import Episode
 from worldflow.world import WorldModel
@@ -191,6 +193,29 @@ def test_a_table_holds_every_number(recorded: tuple[WorldModel, Path, list[Episo
     assert [r["anomaly"] for r in rows] == ["", "", "", "", "0", "1", "0"]
     with write_csv(scores[:1], tmp_path / "plain.csv").open() as file:
         assert next(csv.reader(file)) == ["episode", "step", "log_prob", *PARTS]
+
+
+def test_files_say_which_transitions_ring(tmp_path: Path) -> None:
+    world = tiny_world()
+    scores = score(world, [random_episode(world, 5, seed=seed) for seed in range(6)])
+    detector = calibrate_scores(scores, false_alarm_rate=0.3, episode_false_alarm_rate=0.5)
+    alarms = detector(scores)
+    with write_csv(scores, tmp_path / "scores.csv", alarms=alarms).open() as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(int(r["rings"])) for r in rows] == np.concatenate([a.transition for a in alarms]).tolist()
+    for name, expected in (
+        ("p_value", [a.p_value for a in alarms]),
+        ("p_value_50", [a.window_p_value[2] for a in alarms]),
+        ("recent_p_value_8", [a.recent_p_value[1] for a in alarms]),
+        ("action_p_value", [a.part_p_value[a.parts.index("action")] for a in alarms]),
+        ("drift_p_value", [a.drift_p_value for a in alarms]),
+    ):
+        assert [float(r[name]) for r in rows] == np.concatenate(expected).tolist(), name
+    assert rows[7]["statistic"] == alarms[1].names[alarms[1].statistic[2]]
+    stored = json.loads(write_json(scores, tmp_path / "scores.json", alarms=alarms).read_text())["episodes"]
+    assert stored[1]["alarms"]["p_value"] == alarms[1].p_value.tolist()
+    assert [e["alarms"]["episode"] for e in stored] == [a.episode for a in alarms]
+    assert [e["alarms"]["episode_p_value"] for e in stored] == [a.episode_p_value for a in alarms]
 
 
 def test_a_table_appears_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

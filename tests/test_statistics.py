@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,14 @@ def test_the_numbers_are_what_they_are_called() -> None:
     np.testing.assert_allclose(scores.context_ratio, scores.frame - short, **close)
     assert scores.context_ratio[0] == pytest.approx(0, abs=1e-6) and np.abs(scores.context_ratio[1:]).max() > 0.1
 
+    naive = [(x[0, t + 1] - x[0, t]).square().mean().sqrt().item() for t in range(LENGTH)]
+    assert scores.change is not None
+    np.testing.assert_allclose(scores.change, naive, rtol=1e-6)
+    frames = episode.frames.copy()
+    frames[4] = frames[3]
+    (again,) = score(world, [replace(episode, frames=frames)])
+    assert again.change is not None and again.change[3] < 1e-9 < 1e-2 < again.change[2]
+
     more, less = (world.log_prob_latents(x, gain * actions).frame[0] for gain in (1 + GAIN, 1 - GAIN))
     assert scores.action_gain is not None and np.abs(scores.action_gain).max() > 0.1
     np.testing.assert_allclose(scores.action_gain, more - less, **close)
@@ -104,7 +113,7 @@ def test_draws_are_shared_and_their_spread_is_told() -> None:
     episode = random_episode(world, 4)
     one, two = (score(world, [episode], num_draws=draws)[0] for draws in (1, 2))
     assert one.standard_error == {} and (one.num_draws, two.num_draws) == (1, 2)
-    assert set(two.standard_error) == set(columns(two)) - {"log_prob", "reconstruction"}
+    assert set(two.standard_error) == set(columns(two)) - {"log_prob", "reconstruction", "change"}
     for name, error in two.standard_error.items():
         # The first of two draws is the only one of one; of two values, the error of the mean is half their distance.
         np.testing.assert_allclose(error, np.abs(columns(two)[name] - columns(one)[name]), rtol=1e-7, atol=1e-9)

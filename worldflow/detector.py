@@ -48,6 +48,8 @@ class Alarms:
         window_p_value: The same of averages alone, over so many transitions or more, one row for each of
             `worldflow.watched.WINDOWS`; the first is `p_value`. What lasts shows in the last, whatever else is unusual
             about a transition.
+        recent_p_value: The same of the last so many transitions, in which one alone or all together may be odd. It
+            stays low for as long as what was odd is among them.
         parts: Names of the parts of a transition, see `worldflow.watched.PARTS`.
         part_p_value: Of the statistics about each part.
         statistic: Index in `names` of the one that is the most surprising.
@@ -63,6 +65,7 @@ class Alarms:
     transition: Bool[np.ndarray, " time"]
     p_value: Float[np.ndarray, " time"]
     window_p_value: Float[np.ndarray, "window time"]
+    recent_p_value: Float[np.ndarray, "window time"]
     parts: tuple[str, ...]
     part_p_value: Float[np.ndarray, "part time"]
     statistic: Int64[np.ndarray, " time"]
@@ -79,10 +82,28 @@ class Alarms:
         """Whether the episode rings, as a whole or by drift."""
         return self.episode or bool(self.drift.any())
 
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """What there is one of for each transition: 1 where it rings, p-values, and the most surprising statistic."""
+        return {
+            "rings": self.transition.astype(int),
+            "p_value": self.p_value,
+            **{f"p_value_{n}": row for n, row in zip(WINDOWS[1:], self.window_p_value[1:], strict=True)},
+            **{f"recent_p_value_{n}": row for n, row in zip(WINDOWS[1:], self.recent_p_value[1:], strict=True)},
+            **{f"{part}_p_value": row for part, row in zip(self.parts, self.part_p_value, strict=True)},
+            "statistic": np.array(self.names)[self.statistic],
+            "drift_rings": self.drift.astype(int),
+            "drift_p_value": self.drift_p_value,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """Values above which statistics ring; `"combination"` of all, `"combination_<n>"` of averages, `"part_<part>"`."""
+    """Values above which statistics ring.
+
+    `"combination"` is of all, `"combination_<n>"` of averages, `"recent_<n>"` of all in so many transitions, and
+    `"part_<part>"` of one part.
+    """
 
     transition: Mapping[str, float]
     episode: Mapping[str, float]
@@ -134,10 +155,11 @@ class Detector:
 
         Args:
             scores: Of an episode.
-            window: One of `worldflow.watched.WINDOWS`: averages over so many transitions or more are combined.
+            window: One of `worldflow.watched.WINDOWS`: how odd the last so many transitions are.
         """
         values = self.watched(scores)
-        return self._usual.combined(values, self._usual.nats(values))[WINDOWS.index(window)]
+        combined = self._usual.combined(values, self._usual.nats(values))
+        return self._usual.recent(combined)[0][WINDOWS.index(window)]
 
     def watched(self, scores: EpisodeScores) -> Float[np.ndarray, "watched time"]:
         """Values of the statistics of an episode and of their averages, as `names` says."""
@@ -152,7 +174,8 @@ class Detector:
     def thresholds(self) -> Thresholds:
         """Values above which statistics ring."""
         combined = ("combination" if n == 1 else f"combination_{n}" for n in WINDOWS)
-        names = (*self.names, *combined, *(f"part_{part}" for part in self._usual.parts))
+        recent = (f"recent_{n}" for n in WINDOWS[1:])
+        names = (*self.names, *combined, *recent, *(f"part_{part}" for part in self._usual.parts))
         bounds = [r.threshold(self.false_alarm_rate) for r in self._ranks]
         highest = [r.threshold(self.episode_false_alarm_rate) for r in self._peak_ranks]
         return Thresholds(
@@ -248,13 +271,15 @@ class Detector:
         return Usual(self.statistics, self.combination, self.usual, self.usual_lengths)
 
     @cached_property
-    def _all(self) -> Float[np.ndarray, "watched+window+part transition"]:
-        """Values of the second half, then the combinations', then the parts'."""
+    def _all(self) -> Float[np.ndarray, "row transition"]:
+        """Values of the second half, then the combinations', of averages and of what is recent, then the parts'."""
         values = np.concatenate(
             [self._usual.averages(part)[0] for part in by_episode(self.normal, self.normal_lengths)], axis=1
         )
         nats = self._usual.nats(values)
-        return np.concatenate((values, self._usual.combined(values, nats), self._usual.by_part(nats)))
+        combined = self._usual.combined(values, nats)
+        recent = [self._usual.recent(part)[0][1:] for part in by_episode(combined, self.normal_lengths)]
+        return np.concatenate((values, combined, np.concatenate(recent, axis=1), self._usual.by_part(nats)))
 
     @cached_property
     def _ranks(self) -> list[Ranks]:
@@ -296,6 +321,7 @@ class Watch:
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
         self._past: Past | None = None
+        self._before: np.ndarray | None = None
         self._sums: np.ndarray | float = 0.0
         self._highest = -math.inf
 
@@ -316,8 +342,10 @@ class Watch:
         combined, parts = usual.combined(values, surprises), usual.by_part(surprises)
         sums = detector._drifts(surprises[: len(detector.statistics)], self._sums)
         self._sums, self._highest = sums[:, -1], max(self._highest, float(combined[0].max()))
-        ranked = np.stack([r.p_value(v) for r, v in zip(detector._ranks, (*values, *combined, *parts), strict=True)])
-        first = len(values)
+        recent, self._before = usual.recent(combined, self._before)
+        rows = (*values, *combined, *recent[1:], *parts)
+        ranked = np.stack([r.p_value(v) for r, v in zip(detector._ranks, rows, strict=True)])
+        first, last = len(values), len(ranked) - len(parts)
         together = ranked[first]
         episode = float(detector._peak_ranks[first].p_value(np.array([self._highest]))[0])
         drift = detector._drift_ranks.p_value((sums / detector._drift_scale[:, None]).max(0))
@@ -325,8 +353,9 @@ class Watch:
             transition=together <= detector.false_alarm_rate,
             p_value=together,
             window_p_value=ranked[first : first + len(WINDOWS)],
+            recent_p_value=np.concatenate((ranked[first : first + 1], ranked[first + len(WINDOWS) : last])),
             parts=usual.parts,
-            part_p_value=ranked[first + len(WINDOWS) :],
+            part_p_value=ranked[last:],
             statistic=surprises.argmax(0),
             names=detector.names,
             surprise=surprises,

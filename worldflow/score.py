@@ -20,7 +20,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -37,6 +37,9 @@ from worldflow.spaces import check_compatible
 from worldflow.statistics import EpisodeScorer, frames_at_once, stored_pixel_std
 from worldflow.types import Episode
 from worldflow.world import WorldModel
+
+if TYPE_CHECKING:
+    from worldflow.detector import Alarms
 
 __all__ = ["EpisodeScores", "fitting_episode", "score", "write_csv", "write_json"]
 
@@ -102,16 +105,20 @@ def score(
     return scores
 
 
-def write_csv(scores: Sequence[EpisodeScores], path: str | os.PathLike[str]) -> Path:
+def write_csv(
+    scores: Sequence[EpisodeScores], path: str | os.PathLike[str], *, alarms: Sequence[Alarms] | None = None
+) -> Path:
     """Write scores as a table, a row a transition; the file appears whole or not at all.
 
     The columns are `episode, step, log_prob`, then the fields of `EpisodeScores` that are one number a transition, as
-    far as there are any; `<name>_error` for each standard error; `anomaly` (0 or 1) stands there if any episode has
-    labels, and is empty for those without. Numbers are written in full precision.
+    far as there are any; `<name>_error` for each standard error; what a detector says about the transition
+    (`Alarms.columns`); `anomaly` (0 or 1) stands there if any episode has labels, and is empty for those without.
+    Numbers are written in full precision.
 
     Args:
         scores: What `score` returned.
         path: The file to make or replace.
+        alarms: What a detector made of them.
 
     Returns:
         `path` as a `Path`.
@@ -124,9 +131,11 @@ def write_csv(scores: Sequence[EpisodeScores], path: str | os.PathLike[str]) -> 
         table = csv.writer(file)
         names = list(columns(scores[0]))
         names += [f"{name}_error" for name in scores[0].standard_error]
+        names += [] if alarms is None else alarms[0].columns
         table.writerow(["episode", "step", *names, *(["anomaly"] if is_labeled else [])])
         for number, episode in enumerate(scores):
             found = columns(episode) | {f"{name}_error": error for name, error in episode.standard_error.items()}
+            found |= {} if alarms is None else alarms[number].columns
             rows = [found[name].tolist() for name in names]
             if is_labeled:
                 labels = [""] * len(episode) if episode.anomaly is None else episode.anomaly.astype(int).tolist()
@@ -135,15 +144,19 @@ def write_csv(scores: Sequence[EpisodeScores], path: str | os.PathLike[str]) -> 
     return Path(path)
 
 
-def write_json(scores: Sequence[EpisodeScores], path: str | os.PathLike[str]) -> Path:
+def write_json(
+    scores: Sequence[EpisodeScores], path: str | os.PathLike[str], *, alarms: Sequence[Alarms] | None = None
+) -> Path:
     """Write scores as one JSON object; the file appears whole or not at all.
 
     `{"world": ..., "num_draws": ..., "episodes": [{"log_prob": [...], ..., "standard_error": {...}, "token": [[...]],
-    "foresight": [[...]], "anomaly": [...]}]}`, where what there is none of is left out.
+    "foresight": [[...]], "anomaly": [...], "alarms": {"rings": [...], ..., "episode": ..., "episode_p_value": ...}}]}`,
+    where what there is none of is left out.
 
     Args:
         scores: What `score` returned.
         path: The file to make or replace.
+        alarms: What a detector made of them.
 
     Returns:
         `path` as a `Path`.
@@ -152,7 +165,7 @@ def write_json(scores: Sequence[EpisodeScores], path: str | os.PathLike[str]) ->
         OSError: If it could not be written.
     """
     episodes = []
-    for episode in scores:
+    for number, episode in enumerate(scores):
         plain: dict[str, Any] = {name: values.tolist() for name, values in columns(episode).items()}
         if episode.standard_error:
             plain["standard_error"] = {name: values.tolist() for name, values in episode.standard_error.items()}
@@ -163,6 +176,10 @@ def write_json(scores: Sequence[EpisodeScores], path: str | os.PathLike[str]) ->
         ):
             if values is not None:
                 plain[name] = values.tolist()
+        if alarms is not None:
+            one = alarms[number]
+            plain["alarms"] = {name: values.tolist() for name, values in one.columns.items()}
+            plain["alarms"] |= {"episode": one.episode, "episode_p_value": one.episode_p_value}
         episodes.append(plain)
     about = {"world": scores[0].world, "num_draws": scores[0].num_draws, "episodes": episodes}
     return write_bytes(path, json.dumps(about).encode())

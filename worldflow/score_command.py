@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from worldflow.detector import Alarms, Detector
 from worldflow.frames import picture
 from worldflow.score import score, write_csv, write_json
 from worldflow.score_types import EpisodeScores, columns
+from worldflow.scored_copy import write_scored_copy
 from worldflow.world import WorldModel
 
 __all__ = ["Alarmed", "Score"]
@@ -48,7 +50,14 @@ class Score:
     dataset: Positional[Annotated[str, arg(metavar="DATASET")]]
     """Folder of the data set, or recordings that `worldflow import` reads without being told more."""
     out: str | None = None
-    """File for the scores: .csv, a row a transition, or .json; without it, averages are printed only."""
+    """File for the scores: .csv, a row a transition, or .json; without it, averages are printed only. With --normal or
+    --detector it says of each transition whether it rings, too."""
+    infos: str | None = None
+    """Folder for a copy of the data set that has the scores in its infos, for whoever reads it by Minari."""
+    size: int | None = None
+    """Rows and columns that the pictures of recordings are brought to, as by `worldflow import --size`; without it,
+    those of another size than the world's are refused. Not for data sets, which `worldflow import` has brought to one.
+    """
     draws: int = 1
     """Draws of the codes' noise to average over; more of them make scores less noisy. A stored detector has its
     own."""
@@ -91,19 +100,25 @@ class Score:
     def _scored(self, stack: contextlib.ExitStack) -> dict[str, Any]:
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         dataset = _minari(self.dataset)
+        if dataset is not None and self.size is not None:
+            raise ValueError(f"{self.dataset} is a data set, whose pictures keep their size; leave --size out")
         world = load(self.run, device=device)
-        dataset = dataset or _imported(self.dataset, world, stack)
+        dataset = dataset or _imported(self.dataset, world, stack, size=self.size)
         detector = self._detector(world)
+        if detector is not None and self.without_pixels and "pixels" in detector.statistics:
+            raise ValueError("the detector rests on the bits of pixels; leave --without-pixels out")
         draws = self.draws if detector is None else detector.num_draws
         scores = score(world, dataset, num_draws=draws, seed=self.seed, pixels=not self.without_pixels)
         result: dict[str, Any] = {"episodes": len(scores), "transitions": sum(map(len, scores))}
+        alarms = None if detector is None else detector(scores)
         if self.out is not None:
             write = write_json if Path(self.out).suffix.lower() == ".json" else write_csv
-            result["scores"] = str(write(scores, self.out))
+            result["scores"] = str(write(scores, self.out, alarms=alarms))
+        if self.infos is not None:
+            result["infos"] = str(write_scored_copy(scores, dataset, self.infos, alarms=alarms))
         result["mean"] = _means(scores)
         if self.json:
             result["by_episode"] = [_means([episode]) for episode in scores]
-        alarms = None if detector is None else detector(scores)
         if self.video is not None:
             result["videos"] = _write_videos(Path(self.video), dataset, scores, alarms)
         if self.heat is not None:
@@ -122,6 +137,8 @@ class Score:
     def _check(self) -> None:
         if self.out is not None and Path(self.out).is_dir():
             raise IsADirectoryError(f"--out must name a file to write, got the folder {self.out}")
+        if self.infos is not None and Path(self.infos).exists():
+            raise FileExistsError(f"--infos must name a new folder, there is something at {self.infos}")
         if self.video is not None and Path(self.video).is_file():
             raise NotADirectoryError(f"--video must name a folder, got the file {self.video}")
         if self.fail_on_alarm and self.normal is None and self.detector is None:
@@ -157,19 +174,25 @@ def _minari(path: str) -> Dataset | None:
         return None
 
 
-def _imported(path: str, world: WorldModel, stack: contextlib.ExitStack) -> Dataset:
-    """Recordings as a data set in a folder that goes with `stack`."""
+def _imported(path: str, world: WorldModel, stack: contextlib.ExitStack, *, size: int | None) -> Dataset:
+    """Recordings as a data set in a folder that goes with `stack`, with pictures of so many rows where that is said."""
     from worldflow.envs.importing import import_recordings
     from worldflow.envs.observations import recorded_action_space
 
     data = world.config.data
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "imported"
-    import_recordings(
+    found = import_recordings(
         path,
         out=folder,
+        size=size,
         observation="vector" if data.is_vector else "pixels" if data.parts is None else "dict",
         action_space=recorded_action_space(world),
     )
+    if not found.has_rewards:
+        warnings.warn(
+            f"{path} has no rewards: they are scored as zeros, so `reward` and what it is a part of mean little",
+            stacklevel=2,
+        )
     dataset = Dataset(folder)
     stack.callback(dataset.close)
     return dataset

@@ -38,6 +38,8 @@ class EpisodeScores:
             noise `z`, in standard deviations: standard normal and uncorrelated under the model.
         z_spatial, z_temporal: Correlation of `z` between neighboring tokens, and with the frame before; the same.
         reconstruction: Mean squared error of the frame after the codec's round trip, on pixels in [-1, 1].
+        change: Root mean square by which the frame's code, without noise, differs from that of the frame before: 0
+            where a frame is shown twice; None in scores that older versions kept.
         action_gain: How much likelier actions made the frame that are a fifth larger than ones that are smaller, nats:
             negative where less came of the action than should have, 0 on average under the model; None for discrete
             actions.
@@ -51,8 +53,8 @@ class EpisodeScores:
         foresight: How far the frame is from what was drafted of it eight transitions ago, along the directions in which
             the world's frames change most, in units of the code; 0 where an episode is younger, and None for worlds
             that draft nothing or store no pasts (`worldflow.foresight`).
-        standard_error: Of each of the above but `reconstruction`, `token` and `foresight`, over draws of the noise;
-            empty for one.
+        standard_error: Of each of the above but `reconstruction`, `change`, `token` and `foresight`, over draws of the
+            noise; empty for one.
         anomaly: Whether the transition is labeled anomalous; None where the episode has no labels.
         num_draws: Draws of the noise.
         world: Fingerprint of the world that scored; empty where it is not known.
@@ -73,6 +75,7 @@ class EpisodeScores:
     z_spatial: Float[np.ndarray, " time"]
     z_temporal: Float[np.ndarray, " time"]
     reconstruction: Float[np.ndarray, " time"]
+    change: Float[np.ndarray, " time"] | None = None
     action_gain: Float[np.ndarray, " time"] | None = None
     pixel_bits: Float[np.ndarray, " time"] | None = None
     score_norm: Float[np.ndarray, " time"] | None = None

@@ -186,8 +186,11 @@ class EpisodeScorer:
             if world.config.flow.vector_dim:
                 numbers["vector"] = -nats[..., math.prod(world.config.flow.grid) :].sum(-1)
 
+        once = {"reconstruction": reconstruction, "change": self._change(codes)}
+        if (foresight := self._foreseen(out, codes, features)) is not None:
+            once["foresight"] = foresight
         self._codes, self._x, self._z = codes[-1:], x[:, -1:], out.z[:K, -1:]
-        return self._scores(numbers, reconstruction, token, self._foreseen(out, codes, features))
+        return self._scores(numbers, once, token)
 
     def _encode(self, frames: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Codes without noise `(time, token, latent)`, and the error of every frame's round trip."""
@@ -231,6 +234,12 @@ class EpisodeScorer:
         seen = codes if self.world.config.flow.has_shown else out.u[0]
         return self._foresight(seen, features[0]).double().cpu().numpy()
 
+    def _change(self, codes: Float[Tensor, "time token latent"]) -> Float[np.ndarray, " time"]:
+        """Root mean square by which codes differ from the ones before."""
+        assert self._codes is not None
+        apart = codes.double() - torch.cat((self._codes, codes[:-1])).double()
+        return apart.square().mean((-2, -1)).sqrt().cpu().numpy()
+
     def _short(self, pairs: Tensor, codes: Tensor, features: Tensor) -> Float[Tensor, " pair"]:
         """Log-likelihood of the second frame of each pair, as if nothing had been before the first."""
         assert self._codes is not None
@@ -265,12 +274,11 @@ class EpisodeScorer:
     def _scores(
         self,
         numbers: dict[str, Tensor],
-        reconstruction: np.ndarray,
+        once: dict[str, np.ndarray],
         token: np.ndarray | None,
-        foresight: np.ndarray | None,
     ) -> EpisodeScores:
+        """The means over draws of numbers, and what there is one of for all draws."""
         values = {name: number.cpu().numpy() for name, number in numbers.items()}
-        once = {} if foresight is None else {"foresight": foresight}
         for name, value in (values | once).items():
             if not np.isfinite(value).all():
                 raise ValueError(
@@ -280,9 +288,8 @@ class EpisodeScorer:
         errors = {} if K == 1 else {name: value.std(0, ddof=1) / math.sqrt(K) for name, value in values.items()}
         return EpisodeScores(
             **{name: value.mean(0) for name, value in values.items()},  # pyright: ignore[reportArgumentType]
-            reconstruction=reconstruction,
+            **once,  # pyright: ignore[reportArgumentType]
             token=token,
-            foresight=foresight,
             standard_error=errors,
             num_draws=K,
             world=self.fingerprint,

@@ -3,7 +3,10 @@
 Statistics are averaged (`worldflow.watched`), each is as many nats surprising as its tail says (`worldflow.surprise`),
 and a combination makes one number of them (`worldflow.combination`): one of everything, for single transitions, and one
 of averages over 8 and over 50 transitions or more, which what is unusual about a transition alone does not disturb. So
-a fault that lasts is told from an episode's last step, where a pole falls and the reward ends.
+a fault that lasts is told from an episode's last step, where a pole falls and the reward ends. Whether there was a
+fault in the last `n` transitions, be it one that lasts or one that came and went, is asked of both, in nats:
+
+    recent_n(t) = s(combined_n(t)) + s(max_{t - n < i <= t} combined_1(i)),    recent_1 = combined_1
 """
 
 from __future__ import annotations
@@ -76,6 +79,25 @@ class Usual:
         """How odd averages over so many transitions or more are, by the combination."""
         return np.stack([c(watched[k:], nats[k:]) for c, k in zip(self._combinations, self._firsts, strict=True)])
 
+    def recent(
+        self, combined: Float[np.ndarray, "window time"], before: Float[np.ndarray, " past"] | None = None
+    ) -> tuple[Float[np.ndarray, "window time"], Float[np.ndarray, " past"]]:
+        """How odd the last so many transitions are, together or one of them by itself.
+
+        Args:
+            combined: Of the next transitions.
+            before: What was remembered; None at the beginning of an episode.
+
+        Returns:
+            The numbers, and what is to be remembered.
+        """
+        highest, before = _highest(combined[0], before)
+        rows = [
+            lasting(row) + single(top)
+            for (lasting, single), row, top in zip(self._recent, combined[1:], highest, strict=True)
+        ]
+        return np.stack((combined[0], *rows)), before
+
     def by_part(self, nats: Float[np.ndarray, "watched time"]) -> Float[np.ndarray, "part time"]:
         """How odd each part is, over all windows."""
         return self._grouped(nats).reshape(len(WINDOWS), len(self.parts), -1).sum(0)
@@ -99,6 +121,14 @@ class Usual:
     def _own_nats(self) -> Float[np.ndarray, "watched transition"]:
         return self.nats(self.watched)
 
+    @cached_property
+    def _recent(self) -> list[tuple[Surprise, Surprise]]:
+        """Of averages over each window but the first, and of the oddest transition in it."""
+        combined = self.combined(self.watched, self._own_nats)
+        highest = np.concatenate([_highest(part, None)[0] for part in by_episode(combined[0], self.lengths)], axis=1)
+        rows = zip(combined[1:], highest, self._independent[1:], strict=True)
+        return [(_by_spread(row, independent), _by_spread(top, independent)) for row, top, independent in rows]
+
     def _groups(self, first: int) -> list[Group]:
         """The statistics of each part, window by window, of the rows from `first` on."""
         return [
@@ -121,6 +151,20 @@ class Usual:
             fit_combination(self.combination, self.watched[k:], self._own_nats[k:], groups=self._groups(k))
             for k in self._firsts
         ]
+
+
+def _by_spread(usual: Float[np.ndarray, " transition"], independent: float) -> Surprise:
+    return Surprise(usual, independent=independent, has_ranks=False)
+
+
+def _highest(
+    values: Float[np.ndarray, " time"], before: Float[np.ndarray, " past"] | None
+) -> tuple[Float[np.ndarray, "window time"], Float[np.ndarray, " past"]]:
+    """The highest of the last so many values, for each window but the first, and what is to be remembered."""
+    most = max(WINDOWS)
+    joined = np.concatenate((np.full(most - 1, -np.inf) if before is None else before, values))
+    rows = [np.lib.stride_tricks.sliding_window_view(joined[most - n :], n).max(-1) for n in WINDOWS[1:]]
+    return np.stack(rows), joined[len(joined) - (most - 1) :]
 
 
 def by_episode(

@@ -51,6 +51,7 @@ STATISTICS = {
     "terminated": "NLL of the termination, or of its absence",
     "reconstruction": "error of the codec's round trip: the frame does not look like one",
     "pixels": "bound of the frame's bits: what codes leave out counts, too",
+    "still": "change of the frame's code, negative logarithm: the frame hardly differs from the one before",
     "score_norm": "norm of the denoiser's score: the frame lies off what it learned",
     "foresight": "distance of the frame from what was foreseen of it eight transitions ago",
 }
@@ -61,13 +62,15 @@ PARTS: Mapping[str, Sequence[str]] = {
         *("normality", "noise_spatial", "noise_temporal", "reconstruction", "pixels", "score_norm"),
     ),
     "action": ("action", "gain_low", "gain_high"),
-    "motion": ("context", "foresight"),
+    "motion": ("context", "still", "foresight"),
     "reward": ("reward",),
     "terminated": ("terminated",),
 }
 """Which part of a transition each of them is about."""
 WINDOWS = (1, 8, 50)
 """Transitions that statistics are averaged over."""
+STILL = 1e-4
+"""Change of a code that is none: above what rounding makes of it, and far below what the codes' noise hides."""
 SHRINKAGE = 0.3
 """How far covariances of averages, which few independent ones are known of, are drawn to their diagonal."""
 FOLDS = 8
@@ -217,6 +220,8 @@ def statistic_values(scores: EpisodeScores) -> dict[str, Float[np.ndarray, "*dir
     }
     if scores.action_gain is not None:
         values |= {"gain_low": -scores.action_gain, "gain_high": scores.action_gain}
+    if scores.change is not None:
+        values["still"] = -np.log(scores.change + STILL)
     foresight = None if scores.foresight is None or not scores.foresight.shape[1] else scores.foresight.T
     for name, value in (("pixels", scores.pixel_bits), ("score_norm", scores.score_norm), ("foresight", foresight)):
         if value is not None:
