@@ -177,7 +177,7 @@ def test_the_model_needs_neither_simulator_nor_development_tools() -> None:
 import importlib, sys
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"gymnasium", "mujoco", "minari", "jaxtyping", "tensorboard",
+        if name.partition(".")[0] in {"av", "gymnasium", "mujoco", "minari", "jaxtyping", "tensorboard",
                                       "transformers", "tokenizers", "huggingface_hub"}:
             raise ModuleNotFoundError(f"{name} is not installed on a training node", name=name)
 sys.meta_path.insert(0, Missing())
@@ -187,6 +187,11 @@ for name in sys.argv[1:]:
     exempt = {f"worldflow.{Path(name).stem}" for name in MAY_IMPORT_ENVS}
     result = run_python(block, *[name for name in modules("worldflow") if name not in exempt])
     assert result.returncode == 0, result.stderr
+
+
+def test_the_command_is_a_module_too() -> None:
+    result = subprocess.run([sys.executable, "-m", "worldflow", "--version"], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, f"worldflow {worldflow.__version__}\n")
 
 
 @pytest.mark.parametrize("links", ["absent", "text"])
