@@ -57,6 +57,7 @@ $(VENV)/.runtime: $(NEEDS)
 $(VENV)/.dev: $(NEEDS)
 	@echo 'worldflow: installing into $(VENV), with the tools for tests (a few minutes the first time)'
 	$(call install,--no-build-isolation -e '.[dev]')
+	$(call install,--no-deps stable-worldmodel)  # its solvers alone, for a test: all of it wants torchvision
 	@touch $(VENV)/.runtime $@
 
 # An environment that is already there is kept; a half-made one is completed.

@@ -84,7 +84,7 @@ RECIPES: Mapping[str, WorldRecipe] = {
         episodes=1000,
         random_fraction=0.1,
         train=TrainConfig(preset="tiny", batch=16, length=24, minutes=60.0, weight_decay=0.1, symmetry="square"),
-        baseline_minutes=8.0,
+        baseline_minutes=60.0,
     ),
     "HalfCheetah": WorldRecipe(
         summary="a running cheetah in the plane; six torques; 64 x 64 pixels",
