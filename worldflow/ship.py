@@ -227,7 +227,8 @@ def _record(name: str, recipe: WorldRecipe, data: Dataset, run: Path) -> dict[st
         "summary": recipe.summary,
         "recipe": asdict(recipe),
         "is_recorded_by_recipe": bool(recordings) and is_recorded,
-        "is_trained_by_recipe": training == json.loads(json.dumps(asdict(recipe.train))),
+        # Options that came after a training were what they are by default.
+        "is_trained_by_recipe": asdict(TrainConfig()) | training == json.loads(json.dumps(asdict(recipe.train))),
         "training": training,
         "data": {
             "environment": json.loads(data.spec.env_spec)["id"] if data.spec.env_spec else None,
