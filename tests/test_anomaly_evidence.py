@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from builders import some_scores, tiny_world, write_dataset
 
 from worldflow import anomaly_evidence
 from worldflow.anomaly_cases import CALIBRATION, CONTROL, NORMAL, ONSET, Case, Stage, cases, simple_episodes
+from worldflow.anomaly_delays import ALARMS, DelayCurve, delay_curve
 from worldflow.anomaly_evidence import AnomalyConfig, gather
 from worldflow.anomaly_judge import NOTHING, Evidence, judge
 from worldflow.anomaly_report import as_text
@@ -80,6 +82,26 @@ def test_what_differs_is_found_and_the_rest_is_not(evidence: Evidence) -> None:
     assert evidence.false_alarms["fisher"] < 0.04
     for kept in evidence.kept.values():
         np.testing.assert_allclose(kept, evidence.promised, atol=0.12)
+
+
+def test_delays_fall_as_more_false_alarms_are_allowed(evidence: Evidence) -> None:
+    alarms = evidence.delays["middle"]
+    assert set(alarms) == set(ALARMS)
+    for curve in alarms.values():
+        assert all(a >= b for a, b in pairwise(curve.median)) and all(a <= b for a, b in pairwise(curve.found))
+        assert all(a <= b for a, b in pairwise(curve.kept)) and curve.kept[0] < 0.15
+        assert curve.found[-1] > 0.9
+    for name in ("transitions", "drift"):
+        np.testing.assert_allclose(alarms[name].kept, evidence.promised, atol=0.25)  # of 40 episodes
+
+
+def test_delays_are_counted_from_the_first_label() -> None:
+    path, label = np.array([0.01, 1.0, 1.0, 0.2, 0.04]), np.arange(5) >= 2
+    curve = delay_curve(
+        [np.array([1.0, 0.3]), np.array([0.04])], [path, path], [label, label], promised=(0.01, 0.1, 0.3)
+    )
+    assert curve == DelayCurve(kept=(0.0, 0.5, 1.0), median=(np.inf, 2.0, 1.0), found=(0.0, 1.0, 1.0))
+    assert delay_curve([path], [path], [np.zeros(5, bool)], promised=(0.1,)) is None
 
 
 def test_evidence_is_plain_and_can_be_read(evidence: Evidence) -> None:

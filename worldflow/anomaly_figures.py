@@ -13,7 +13,9 @@ from worldflow.look import ANOMALY, COLORS, FAINT, WIDTH, line_looks, name_ends,
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, UInt8
 
-__all__ = ["alarm_figure", "calibration_figure"]
+    from worldflow.anomaly_delays import DelayCurve
+
+__all__ = ["alarm_figure", "calibration_figure", "delay_figure"]
 
 SHOWN = 12
 """Frames of a film strip."""
@@ -98,4 +100,27 @@ def calibration_figure(
             ends.append((float(promised[-1]), float(max(values[-1], least)), name, looks[name]["color"]))
         axes.set(xscale="log", yscale="log", xlabel="promised rate of false alarms", ylabel="on fresh normal episodes")
         name_ends(figure, axes, ends)
+        return settled(figure)
+
+
+def delay_figure(delays: Mapping[str, Mapping[str, DelayCurve]]) -> Figure:
+    """Draw how soon the median episode rings over how many normal ones do, a panel for each strength.
+
+    Args:
+        delays: From strengths to alarms to their curves; where the median episode never rings a line begins later.
+
+    Returns:
+        The figure; both axes are logarithmic, and no delay is drawn as half a transition.
+    """
+    with style():
+        figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
+        panels = figure.subplots(1, len(delays), sharey=True, squeeze=False)[0]
+        for panel, (level, alarms) in zip(panels, delays.items(), strict=True):
+            for color, (name, curve) in zip(COLORS, alarms.items(), strict=False):
+                rings = np.isfinite(curve.median)
+                kept, waits = np.array(curve.kept)[rings], np.array(curve.median)[rings]
+                panel.plot(np.maximum(kept, 1e-3), np.maximum(waits, 0.5), color=color, label=name, linewidth=1.3)
+            panel.set(xscale="log", yscale="log", title=level, xlabel="normal episodes that ring")
+        panels[0].set_ylabel("transitions to the alarm")
+        panels[0].legend(frameon=False, fontsize=8)
         return settled(figure)

@@ -17,10 +17,11 @@ import numpy as np
 
 from worldflow.anomaly_baselines import BASELINES, TWO_SIDED, two_sided
 from worldflow.anomaly_cases import CALIBRATION, NORMAL, ONSET, Case
+from worldflow.anomaly_delays import DelayCurve, delay_curves
 from worldflow.anomaly_measures import Delay, Separation, delay, separation, thresholds
 from worldflow.anomaly_store import Judged
 from worldflow.calibration import calibrate_scores
-from worldflow.combination import COMBINATIONS, CombinationName
+from worldflow.combination import COMBINATIONS, DEFAULT_COMBINATION, CombinationName
 from worldflow.detector import Detector
 from worldflow.watched import WINDOWS, Averages
 
@@ -63,6 +64,8 @@ class Evidence:
         statistics, combinations, baselines: Names of numbers.
         false_alarms: From numbers to the share of fresh normal transitions beyond the calibrated threshold.
         promised, kept: Rates of false alarms, promised and found on fresh normal episodes, by combination.
+        delays: From strengths to alarms of whole episodes to how soon they ring, over all anomalies, at the promised
+            rates, by the default combination (`worldflow.anomaly_delays`).
         protocol: What was done.
     """
 
@@ -73,6 +76,7 @@ class Evidence:
     false_alarms: Mapping[str, float]
     promised: tuple[float, ...]
     kept: Mapping[str, tuple[float, ...]]
+    delays: Mapping[str, Mapping[str, DelayCurve]]
     protocol: Mapping[str, Any]
 
     def auroc(self, case: str, name: str, *, window: int) -> float:
@@ -103,7 +107,10 @@ class Evidence:
         plain = asdict(self)
         for row in plain["rows"].values():
             for found in row["delay"].values():
-                found["median"] = found["median"] if math.isfinite(found["median"]) else None
+                found["median"] = _finite(found["median"])
+        for alarms in plain["delays"].values():
+            for curve in alarms.values():
+                curve["median"] = [_finite(wait) for wait in curve["median"]]
         plain["summary"] = {
             name: {str(window): self.summary(name, window=window) for window in WINDOWS}
             for name in (*self.combinations, *self.statistics, *self.baselines)
@@ -153,7 +160,14 @@ def judge(
         for key, values in normal_values[1].items()
     }
     promised = tuple(float(f"{rate:.4g}") for rate in np.geomspace(0.005, 0.5, 13))
-    p_values = {key: np.concatenate([a.p_value for a in d(normal.scores)]) for key, d in detectors.items()}
+    usual_alarms = {key: detector(normal.scores) for key, detector in detectors.items()}
+    p_values = {key: np.concatenate([a.p_value for a in alarms]) for key, alarms in usual_alarms.items()}
+    watching = DEFAULT_COMBINATION if DEFAULT_COMBINATION in detectors else next(iter(detectors))
+    delays = {}
+    for level in dict.fromkeys(case.level for case, _ in found.values() if case.level is not None):
+        odd = [s for case, one in found.values() if case.level == level for s in one.scores if s.anomaly is not None]
+        labels = [s.anomaly for s in odd if s.anomaly is not None]
+        delays[level] = delay_curves(usual_alarms[watching], detectors[watching](odd), labels, promised=promised)
     evidence = Evidence(
         rows=rows,
         statistics=numbers.statistics,
@@ -162,9 +176,14 @@ def judge(
         false_alarms=beyond,
         promised=promised,
         kept={key: tuple(float((p <= rate).mean()) for rate in promised) for key, p in p_values.items()},
+        delays=delays,
         protocol=protocol,
     )
     return evidence, detectors
+
+
+def _finite(wait: float) -> float | None:
+    return wait if math.isfinite(wait) else None
 
 
 Values = Mapping[int, Mapping[str, Sequence[np.ndarray]]]

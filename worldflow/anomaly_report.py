@@ -11,7 +11,7 @@ import numpy as np
 
 from worldflow import figures
 from worldflow.anomaly_cases import CONTROL, NORMAL, Case
-from worldflow.anomaly_figures import alarm_figure, calibration_figure
+from worldflow.anomaly_figures import alarm_figure, calibration_figure, delay_figure
 from worldflow.anomaly_judge import NOTHING, Evidence
 from worldflow.anomaly_store import Judged
 from worldflow.atomic import write_bytes
@@ -193,6 +193,12 @@ def _strengths(report: Report, evidence: Evidence) -> None:
         )
     heads = ["case", "AUROC, 1", "8", "50 steps", "best baseline, 8", "AUPRC, 1", "delay", "found", "transitions"]
     report.table(heads, rows, formats={name: ".2f" for name in heads[1:8] if name != "delay"})
+    if evidence.delays:
+        report.figure(
+            delay_figure(evidence.delays),
+            "Delay of the median episode, over all anomalies of a strength, against the share of normal episodes that "
+            "ring: single transitions, cumulative sums, and an e-process",
+        )
 
 
 def _combinations(report: Report, evidence: Evidence) -> None:

@@ -58,6 +58,8 @@ class Alarms:
         statistic_p_value: Of each statistic by itself; it rings alone at or below the promised rate.
         drift: Whether the drift up to each transition rings.
         drift_p_value: Of the drift, among the peaks of normal episodes.
+        peak_p_value: Of each transition, among the oddest ones of normal episodes: where it falls to the promised rate
+            of false alarms per episode, the episode rings.
         episode: Whether the episode has rung as a whole up to its last transition.
         episode_p_value: Of the whole episode up to there.
     """
@@ -74,6 +76,7 @@ class Alarms:
     statistic_p_value: Float[np.ndarray, "statistic time"]
     drift: Bool[np.ndarray, " time"]
     drift_p_value: Float[np.ndarray, " time"]
+    peak_p_value: Float[np.ndarray, " time"]
     episode: bool
     episode_p_value: float
 
@@ -88,6 +91,7 @@ class Alarms:
         return {
             "rings": self.transition.astype(int),
             "p_value": self.p_value,
+            "peak_p_value": self.peak_p_value,
             **{f"p_value_{n}": row for n, row in zip(WINDOWS[1:], self.window_p_value[1:], strict=True)},
             **{f"recent_p_value_{n}": row for n, row in zip(WINDOWS[1:], self.recent_p_value[1:], strict=True)},
             **{f"{part}_p_value": row for part, row in zip(self.parts, self.part_p_value, strict=True)},
@@ -323,7 +327,7 @@ class Watch:
         self._past: Past | None = None
         self._before: np.ndarray | None = None
         self._sums: np.ndarray | float = 0.0
-        self._highest = -math.inf
+        self._lowest = math.inf
 
     def __call__(self, scores: EpisodeScores) -> Alarms:
         """Judge the next transitions of the episode.
@@ -341,13 +345,14 @@ class Watch:
         surprises = usual.nats(values)
         combined, parts = usual.combined(values, surprises), usual.by_part(surprises)
         sums = detector._drifts(surprises[: len(detector.statistics)], self._sums)
-        self._sums, self._highest = sums[:, -1], max(self._highest, float(combined[0].max()))
+        self._sums = sums[:, -1]
         recent, self._before = usual.recent(combined, self._before)
         rows = (*values, *combined, *recent[1:], *parts)
         ranked = np.stack([r.p_value(v) for r, v in zip(detector._ranks, rows, strict=True)])
         first, last = len(values), len(ranked) - len(parts)
         together = ranked[first]
-        episode = float(detector._peak_ranks[first].p_value(np.array([self._highest]))[0])
+        peak = detector._peak_ranks[first].p_value(combined[0])
+        self._lowest = min(self._lowest, float(peak.min()))
         drift = detector._drift_ranks.p_value((sums / detector._drift_scale[:, None]).max(0))
         return Alarms(
             transition=together <= detector.false_alarm_rate,
@@ -362,6 +367,7 @@ class Watch:
             statistic_p_value=ranked[:first],
             drift=drift <= detector.episode_false_alarm_rate,
             drift_p_value=drift,
-            episode=episode <= detector.episode_false_alarm_rate,
-            episode_p_value=episode,
+            peak_p_value=peak,
+            episode=self._lowest <= detector.episode_false_alarm_rate,
+            episode_p_value=self._lowest,
         )
