@@ -114,13 +114,17 @@ def delay_figure(delays: Mapping[str, Mapping[str, DelayCurve]]) -> Figure:
     """
     with style():
         figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
-        panels = figure.subplots(1, len(delays), sharey=True, squeeze=False)[0]
+        panels = figure.subplots(1, len(delays), sharex=True, sharey=True, squeeze=False)[0]
         for panel, (level, alarms) in zip(panels, delays.items(), strict=True):
             for color, (name, curve) in zip(COLORS, alarms.items(), strict=False):
                 rings = np.isfinite(curve.median)
                 kept, waits = np.array(curve.kept)[rings], np.array(curve.median)[rings]
-                panel.plot(np.maximum(kept, 1e-3), np.maximum(waits, 0.5), color=color, label=name, linewidth=1.3)
-            panel.set(xscale="log", yscale="log", title=level, xlabel="normal episodes that ring")
+                look = {"color": color, "linewidth": 1.3, "marker": "o", "markersize": 3}
+                panel.plot(np.maximum(kept, 0.01), np.maximum(waits, 0.5), label=name, **look)
+            panel.set(xscale="log", yscale="log", title=level, xlabel="normal ones that ring")
+            panel.set_xticks((0.01, 0.1, 1.0), ("1 %", "10 %", "100 %"))
+            panel.set_yticks((0.5, 1, 3, 10, 30, 100), ("0", "1", "3", "10", "30", "100"))
+            panel.minorticks_off()
         panels[0].set_ylabel("transitions to the alarm")
         panels[0].legend(frameon=False, fontsize=8)
         return settled(figure)

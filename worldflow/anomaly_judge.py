@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from worldflow.anomaly_baselines import BASELINES, TWO_SIDED, two_sided
-from worldflow.anomaly_cases import CALIBRATION, NORMAL, ONSET, Case
+from worldflow.anomaly_cases import CALIBRATION, LEVELS, NORMAL, ONSET, Case
 from worldflow.anomaly_delays import DelayCurve, delay_curves
 from worldflow.anomaly_measures import Delay, Separation, delay, separation, thresholds
 from worldflow.anomaly_store import Judged
@@ -164,7 +164,7 @@ def judge(
     p_values = {key: np.concatenate([a.p_value for a in alarms]) for key, alarms in usual_alarms.items()}
     watching = DEFAULT_COMBINATION if DEFAULT_COMBINATION in detectors else next(iter(detectors))
     delays = {}
-    for level in dict.fromkeys(case.level for case, _ in found.values() if case.level is not None):
+    for level in [level for level in ("subtle", *LEVELS) if any(case.level == level for case, _ in found.values())]:
         odd = [s for case, one in found.values() if case.level == level for s in one.scores if s.anomaly is not None]
         labels = [s.anomaly for s in odd if s.anomaly is not None]
         delays[level] = delay_curves(usual_alarms[watching], detectors[watching](odd), labels, promised=promised)
