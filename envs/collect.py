@@ -203,8 +203,10 @@ def _record(
         except OSError:
             # A full disk has no room for a copy either: what is there stays as it is.
             raise
-        except BaseException:
+        except BaseException as error:
             recorder.finish()
+            if len(recorder):
+                error.add_note(f"the {len(recorder)} finished episodes in {recorder.path} are kept: --append goes on")
             raise
         recorder.finish()
 

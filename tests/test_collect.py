@@ -412,8 +412,9 @@ class TestStopped:
             return reset(**options)
 
         env.reset = broken
-        with pytest.raises(RuntimeError, match="simulator crashed"):
+        with pytest.raises(RuntimeError, match="simulator crashed") as error:
             record(tmp_path / "some", env=env)
+        assert "the 3 finished episodes in" in error.value.__notes__[0]
         assert len(Dataset(tmp_path / "some")) == 3
 
     def test_nothing_is_written_before_an_episode_is_finished(self, tmp_path: Path) -> None:
