@@ -9,12 +9,14 @@ import pytest
 import torch
 from builders import tiny_world, write_dataset
 
+from worldflow.bench_predict import Counted, imaginary, predicted_seconds, step_counts, train_counts
 from worldflow.bench_report import as_table, report
 from worldflow.bench_speed import sample_speed, step_speed
 from worldflow.bench_train import data_speed, train_speed
 from worldflow.checkpoint import save
 from worldflow.cli import main
 from worldflow.data import Dataset
+from worldflow.timing import count_flops
 
 
 @pytest.mark.parametrize("shown", [False, True])
@@ -55,6 +57,34 @@ def test_training_steps_are_timed_and_change_nothing() -> None:
     assert [row["loop"] for row in rows] == ["worldflow", *plain]
     assert all(row["transitions_per_second"] == pytest.approx(6e3 / row["milliseconds"]) for row in rows)
     assert all(torch.equal(value, before[name]) for name, value in world.state_dict().items())
+
+
+def test_what_is_counted_without_numbers_is_what_is_counted_with_them() -> None:
+    world = tiny_world(shown=True, shallow=False)
+    like = imaginary(world, None)
+    state, flow = world.begin(3), world.config.flow
+    given = (torch.zeros(3, flow.action_dim), torch.zeros(3, flow.num_tokens, flow.latent_dim), torch.zeros(3, 4))
+    with torch.no_grad():
+        flops = count_flops(lambda: world.drawn_step(state, None, *given, is_traced=True))
+    counted = step_counts(like, 3)
+    assert counted.flops == flops
+    assert counted.weights == 4 * sum(p.numel() for p in world.parameters())
+    once, twice = (train_counts(like, batch=batch, length=4).flops for batch in (2, 4))
+    assert twice == pytest.approx(2 * once, rel=1e-3)  # the start token is embedded once
+    # Twice the work takes twice as long, but never less than reading the weights.
+    double = Counted(flops=2 * flops, weights=counted.weights)
+    assert predicted_seconds(double, like=counted, took=0.5, bandwidth=1e30) == 1.0
+    assert predicted_seconds(double, like=counted, took=0.5, bandwidth=counted.weights / 7) == pytest.approx(7.0)
+
+
+def test_other_sizes_are_predicted_and_marked() -> None:
+    world = tiny_world(size=64, codec="latent", shallow=False)
+    rows = step_speed(world, batches=(1,), predict=("tiny", "large"), seconds=0.0)
+    assert [row["size"] for row in rows] == ["measured", "measured", "tiny, predicted", "large, predicted"]
+    assert rows[3]["gflop_per_step"] > 10 * rows[2]["gflop_per_step"]
+    assert rows[3]["milliseconds"] > rows[2]["milliseconds"]
+    trained = train_speed(world, batch=2, length=3, predict=("tiny",), seconds=0.05)
+    assert [row["size"] for row in trained] == ["measured"] * 3 + ["tiny, predicted"]
 
 
 def test_rows_are_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from tyro.conf import Positional, arg
 
+from worldflow.bench_predict import imaginary, predicted_seconds, step_counts
 from worldflow.bench_report import measured_world, report
 from worldflow.recipes import Preset
 from worldflow.state import WorldState
-from worldflow.timing import count_flops, timed
+from worldflow.timing import copy_rate, count_flops, timed
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def step_speed(
     *,
     batches: Sequence[int] = (1, 16),
     is_compiled: bool = False,
+    predict: Sequence[Preset] = (),
     seconds: float = 3.0,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
@@ -47,6 +49,7 @@ def step_speed(
         world: The world.
         batches: Environments side by side.
         is_compiled: Step in compiled code.
+        predict: Presets for rows that are predicted from this world's (`worldflow.bench_predict`).
         seconds: How long each is stepped.
         seed: Of everything random.
     """
@@ -69,6 +72,7 @@ def step_speed(
                 flops = _flops_of(fast, world, envs.state)
             rows.append(
                 {
+                    "size": "measured",
                     "batch": num_envs,
                     "compiled": fast is not None,
                     "observation": observation,
@@ -80,6 +84,25 @@ def step_speed(
                 }
             )
             envs.close()
+    bandwidth = copy_rate(world.device) if predict else 0.0
+    for preset in predict:
+        other, this = imaginary(world, preset), imaginary(world, None)
+        for row in [row for row in rows if row["size"] == "measured" and row["observation"] == "pixels"]:
+            num_envs = row["batch"]
+            counted = step_counts(other, num_envs)
+            like = step_counts(this, num_envs)
+            took = predicted_seconds(counted, like=like, took=1e-3 * row["milliseconds"], bandwidth=bandwidth)
+            rows.append(
+                row
+                | {
+                    "size": f"{preset}, predicted",
+                    "steps_per_second": num_envs / took,
+                    "milliseconds": 1e3 * took,
+                    "early_milliseconds": 1e3 * took,
+                    "gflop_per_step": counted.flops / num_envs / 1e9,
+                    "gflops": counted.flops / took / 1e9,
+                }
+            )
     return rows
 
 
@@ -252,6 +275,8 @@ class StepBench:
     """Another size, with random weights, for the run's spaces."""
     compile: bool = False
     """Step in compiled code (`WorldModel.compile_step`)."""
+    predict: tuple[Preset, ...] = ()
+    """Other sizes, predicted from their operations and weights and marked so."""
     seconds: float = 3.0
     """How long each row is measured."""
     out: str | None = None
@@ -260,7 +285,8 @@ class StepBench:
     def __call__(self) -> None:
         """Measure and print."""
         world = measured_world(self.run, self.preset)
-        rows = step_speed(world, batches=self.batches, is_compiled=self.compile, seconds=self.seconds)
+        options = {"is_compiled": self.compile, "predict": self.predict, "seconds": self.seconds}
+        rows = step_speed(world, batches=self.batches, **options)
         report(rows, out=self.out, device=world.device, title="step")
 
 

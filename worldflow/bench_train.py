@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tyro.conf import Positional, arg
 
+from worldflow.bench_predict import imaginary, predicted_seconds, train_counts
 from worldflow.bench_report import measured_world, report
 from worldflow.data import Dataset, gather
 from worldflow.fit import FLOW, DrawnLoss, fit
@@ -27,14 +28,20 @@ from worldflow.log import NoLog
 from worldflow.loss import draw_clips, loss_of_drawn
 from worldflow.muon import has_bfloat16
 from worldflow.recipes import Preset, TrainConfig
-from worldflow.timing import count_flops, timed
+from worldflow.timing import copy_rate, count_flops, timed
 from worldflow.world import WorldModel
 
 __all__ = ["DataBench", "TrainBench", "data_speed", "train_speed"]
 
 
 def train_speed(
-    world: WorldModel, *, batch: int = 32, length: int = 24, seconds: float = 10.0, seed: int = 0
+    world: WorldModel,
+    *,
+    batch: int = 32,
+    length: int = 24,
+    predict: Sequence[Preset] = (),
+    seconds: float = 10.0,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Transitions a second of training steps, ours and those of plain loops, in turns.
 
@@ -42,6 +49,7 @@ def train_speed(
         world: What to train; it is copied.
         batch: Clips of a step.
         length: Transitions of a clip.
+        predict: Presets for rows of our loop that are predicted from this world's (`worldflow.bench_predict`).
         seconds: How long each is measured.
         seed: Of the clips, which are noise.
     """
@@ -124,16 +132,26 @@ def train_speed(
     after = {name: timed(step, seconds=seconds / 2, warm_up=0).median for name, step in plain.items()}
     flops = count_flops(first)
     taken = {"worldflow": our_time, **{name: (before[name] + after[name]) / 2 for name in plain}}
-    return [
-        {
+
+    def row(size: str, name: str, seconds: float, flops: int) -> dict[str, Any]:
+        return {
+            "size": size,
             "loop": name,
-            "transitions_per_second": batch * length / time_taken,
-            "milliseconds": 1e3 * time_taken,
-            "gflops": flops / time_taken / 1e9,
+            "transitions_per_second": batch * length / seconds,
+            "milliseconds": 1e3 * seconds,
+            "gflops": flops / seconds / 1e9,
             "bfloat16": narrow if name == "worldflow" else True,
         }
-        for name, time_taken in taken.items()
-    ]
+
+    rows = [row("measured", name, time_taken, flops) for name, time_taken in taken.items()]
+    bandwidth = copy_rate(world.device) if predict else 0.0
+    like = train_counts(imaginary(world, None), batch=batch, length=length) if predict else None
+    for preset in predict:
+        assert like is not None
+        counted = train_counts(imaginary(world, preset), batch=batch, length=length)
+        expected = predicted_seconds(counted, like=like, took=our_time, bandwidth=bandwidth)
+        rows.append(row(f"{preset}, predicted", "worldflow", expected, counted.flops))
+    return rows
 
 
 def _optimizers(world: WorldModel, *, has_muon: bool) -> list[torch.optim.Optimizer]:
@@ -189,6 +207,8 @@ class TrainBench:
     """Transitions of a clip."""
     preset: Preset | None = None
     """Another size, with random weights, for the run's spaces."""
+    predict: tuple[Preset, ...] = ()
+    """Other sizes, predicted from their operations and weights and marked so."""
     seconds: float = 10.0
     """How long each loop is measured."""
     out: str | None = None
@@ -197,7 +217,8 @@ class TrainBench:
     def __call__(self) -> None:
         """Measure and print."""
         world = measured_world(self.run, self.preset)
-        rows = train_speed(world, batch=self.batch, length=self.length, seconds=self.seconds)
+        options = {"batch": self.batch, "length": self.length, "predict": self.predict, "seconds": self.seconds}
+        rows = train_speed(world, **options)
         report(rows, out=self.out, device=world.device, title="train")
 
 

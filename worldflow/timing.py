@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Timed", "count_flops", "machine", "matmul_rate", "matmul_side", "timed"]
+__all__ = ["Timed", "copy_rate", "count_flops", "machine", "matmul_rate", "matmul_side", "timed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,13 @@ def matmul_rate(device: torch.device | str = "cpu", *, dtype: torch.dtype = torc
     side = matmul_side(device)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / timed(lambda: a @ b, seconds=0.5).fastest
+
+
+def copy_rate(device: torch.device | str = "cpu", *, megabytes: int = 256) -> float:
+    """Bytes a second that memory moves, read and written, in a copy that is far larger than caches."""
+    source = torch.ones(megabytes * 2**20, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / timed(lambda: target.copy_(source), seconds=0.5).fastest
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
