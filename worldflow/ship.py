@@ -74,7 +74,7 @@ RECIPES: Mapping[str, WorldRecipe] = {
         env_id="worldflow/InvertedPendulum-v0",
         policy="worldflow.envs.policies:PendulumSwayer",
         episodes=400,
-        train=TrainConfig(preset="tiny", batch=32, window=12, minutes=20.0, codec_share=0.4, weight_decay=0.1),
+        train=TrainConfig(preset="tiny", batch=64, minutes=15.0),
         baseline_minutes=20.0,
     ),
     "Reacher": WorldRecipe(
