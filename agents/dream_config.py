@@ -76,7 +76,7 @@ class DreamConfig:
     """Real episodes of an evaluation."""
     eval_max_steps: int | None = None
     """Steps after which a real episode is cut off; by default the environment's own limit, or 1000."""
-    patience: int = 8
+    patience: int = 4
     """Stop once so many evaluations since the best real one imagined more and got less; 0 never stops."""
     tensorboard: str | None = None
     """Folder for TensorBoard's curves."""
