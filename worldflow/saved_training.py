@@ -10,6 +10,7 @@ from zipfile import BadZipFile
 import torch
 from torch import Tensor
 
+from worldflow.atomic import replacing
 from worldflow.fit import FitState
 from worldflow.symmetry import ActionMaps
 from worldflow.world import WorldModel
@@ -53,6 +54,32 @@ class SavedTraining:
             )
         except (RuntimeError, KeyError, EOFError, TypeError, UnpicklingError, BadZipFile) as error:
             raise ValueError(f"{path} is damaged or no state of a training; train anew in another folder") from error
+
+    def write(self) -> None:
+        """Write it to its path.
+
+        Raises:
+            OSError: If it cannot be written; what was there before stays.
+        """
+        record = {
+            "stage": self.stage,
+            "spent": self.spent,
+            "step": self.fit.step,
+            "seconds": self.fit.seconds,
+            "optimizers": self.fit.optimizers,
+            "usual_norm": self.fit.usual_norm,
+            "world": self.world,
+            "maps": self.maps,
+            "generator": self.generator,
+            "noise": self.noise,
+        }
+        try:
+            with replacing(self.path) as path:
+                torch.save(record, path)
+        except RuntimeError as error:  # torch's word for a failed write
+            raise OSError(
+                f"cannot write {self.path}: {str(error).splitlines()[0]}; free some space, then resume"
+            ) from error
 
     def restore(self, world: WorldModel, maps: ActionMaps | None) -> None:
         """Put it back.

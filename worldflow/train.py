@@ -410,14 +410,15 @@ class _Run:
 
     def _save(self, world: WorldModel, stage: Stage, state: FitState) -> None:
         self.spent[stage.name] = state.seconds
-        self.kept.write_progress(
-            world,
-            self.maps,
+        SavedTraining(
+            path=self.kept.path / "training.pt",
             stage=stage.name,
-            state=state,
+            fit=state,
             spent=self.spent,
-            generator=self.generator,
-            noise=self.noise,
-        )
+            world=world.state_dict(),
+            maps={} if self.maps is None else self.maps.state_dict(),
+            generator=self.generator.get_state(),
+            noise=None if self.noise is self.generator else self.noise.get_state(),
+        ).write()
         if stage is FLOW:
             self.kept.write_world(world, seconds=sum(self.spent.values()))

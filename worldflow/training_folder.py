@@ -7,7 +7,6 @@ RUN/imagined.png     film strips of held-out futures
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -16,15 +15,12 @@ import numpy as np
 import torch
 
 from worldflow import checkpoint
-from worldflow.atomic import replacing
 from worldflow.data import Dataset, gather
 from worldflow.evaluate import held_out_clips, imagine_clips
 from worldflow.fingerprint import episode_hashes
-from worldflow.fit import FitState
 from worldflow.frames import picture
 from worldflow.index import window_index
 from worldflow.recipes import TrainConfig
-from worldflow.symmetry import ActionMaps
 from worldflow.world import Contexts, WorldModel
 
 __all__ = ["TrainingFolder"]
@@ -41,52 +37,6 @@ class TrainingFolder:
 
     def __init__(self, path: Path, dataset: Dataset, config: TrainConfig) -> None:
         self.path, self._dataset, self._config = path, dataset, config
-
-    def write_progress(
-        self,
-        world: WorldModel,
-        maps: ActionMaps | None,
-        *,
-        stage: str,
-        state: FitState,
-        spent: Mapping[str, float],
-        generator: torch.Generator,
-        noise: torch.Generator,
-    ) -> None:
-        """What `SavedTraining` reads.
-
-        Args:
-            world: The world as it is.
-            maps: What symmetries do to actions, where there are some.
-            stage: What is being trained.
-            state: How far.
-            spent: Seconds that each stage was trained.
-            generator: Of everything random.
-            noise: Of the codes' noise, where that is another.
-
-        Raises:
-            OSError: If it cannot be written; what was there before stays.
-        """
-        record = {
-            "stage": stage,
-            "spent": dict(spent),
-            "step": state.step,
-            "seconds": state.seconds,
-            "optimizers": state.optimizers,
-            "usual_norm": state.usual_norm,
-            "world": world.state_dict(),
-            "maps": {} if maps is None else maps.state_dict(),
-            "generator": generator.get_state(),
-            "noise": None if noise is generator else noise.get_state(),
-        }
-        target = self.path / "training.pt"
-        try:
-            with replacing(target) as path:
-                torch.save(record, path)
-        except RuntimeError as error:  # torch's word for a failed write
-            raise OSError(
-                f"cannot write {target}: {str(error).splitlines()[0]}; free some space, then resume"
-            ) from error
 
     def write_world(self, world: WorldModel, *, seconds: float) -> None:
         """The world and where it comes from, after so many seconds of training."""
