@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from worldflow.compiled import traced_step
 from worldflow.recipes import Preset, TrainConfig, world_config
 from worldflow.timing import count_flops
 from worldflow.world import WorldModel
@@ -39,15 +40,10 @@ def imaginary(world: WorldModel, preset: Preset | None) -> WorldModel:
 
 
 def step_counts(world: WorldModel, batch: int) -> Counted:
-    """Of a step of so many rows, with decoding, of a world without numbers."""
-    flow = world.config.flow
-    state = world.begin(batch)
-    features, z = (
-        torch.empty(batch, *shape, device="meta") for shape in ((flow.action_dim,), (flow.num_tokens, flow.latent_dim))
-    )
-    chances = torch.empty(batch, 4, device="meta")
+    """Of a step of so many rows as it is compiled, with decoding; a world without numbers will do."""
+    step, given = traced_step(world, batch)
     with torch.no_grad():
-        flops = count_flops(lambda: world.drawn_step(state, None, features, z, chances, is_traced=True))
+        flops = count_flops(lambda: step(*given))
     return Counted(flops=flops, weights=_bytes(world))
 
 

@@ -23,7 +23,6 @@ from worldflow.timing import copy_rate, count_flops, timed
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
-    from worldflow.compiled import CompiledStep
     from worldflow.flow import FlowOutput
     from worldflow.jacobi import Method
     from worldflow.types import Transition
@@ -69,7 +68,7 @@ def step_speed(
             if fast is None:
                 flops = count_flops(lambda e=envs, a=actions: e.step(a))
             else:
-                flops = _flops_of(fast, world, envs.state)
+                flops = step_counts(world, fast.batch_size).flops
             rows.append(
                 {
                     "size": "measured",
@@ -84,26 +83,29 @@ def step_speed(
                 }
             )
             envs.close()
-    bandwidth = copy_rate(world.device) if predict else 0.0
-    for preset in predict:
-        other, this = imaginary(world, preset), imaginary(world, None)
-        for row in [row for row in rows if row["size"] == "measured" and row["observation"] == "pixels"]:
-            num_envs = row["batch"]
-            counted = step_counts(other, num_envs)
-            like = step_counts(this, num_envs)
+    return [*rows, *_predicted(world, rows, predict)] if predict else rows
+
+
+def _predicted(world: WorldModel, rows: Sequence[dict[str, Any]], presets: Sequence[Preset]) -> list[dict[str, Any]]:
+    """Rows of other sizes, from those with decoded frames that were measured."""
+    bandwidth, this = copy_rate(world.device), imaginary(world, None)
+    measured = [(row, step_counts(this, row["batch"])) for row in rows if row["observation"] == "pixels"]
+    found = []
+    for preset in presets:
+        other = imaginary(world, preset)
+        for row, like in measured:
+            counted = step_counts(other, row["batch"])
             took = predicted_seconds(counted, like=like, took=1e-3 * row["milliseconds"], bandwidth=bandwidth)
-            rows.append(
-                row
-                | {
-                    "size": f"{preset}, predicted",
-                    "steps_per_second": num_envs / took,
-                    "milliseconds": 1e3 * took,
-                    "early_milliseconds": 1e3 * took,
-                    "gflop_per_step": counted.flops / num_envs / 1e9,
-                    "gflops": counted.flops / took / 1e9,
-                }
-            )
-    return rows
+            foretold = {
+                "size": f"{preset}, predicted",
+                "steps_per_second": row["batch"] / took,
+                "milliseconds": 1e3 * took,
+                "early_milliseconds": 1e3 * took,
+                "gflop_per_step": counted.flops / row["batch"] / 1e9,
+                "gflops": counted.flops / took / 1e9,
+            }
+            found.append(row | foretold)
+    return found
 
 
 def sample_speed(
@@ -248,19 +250,8 @@ def _compiled_row(
         "cost": took.median / score,
         "calls": float(world.flow.deep.frames.slots),
         "error": float((found - exact).abs().max() / exact.abs().max()),
-        "gflops": FRAMES * _flops_of(fast, world, state) / took.median / 1e9,
+        "gflops": FRAMES * step_counts(world, fast.batch_size).flops / took.median / 1e9,
     }
-
-
-def _flops_of(fast: CompiledStep, world: WorldModel, state: WorldState) -> int:
-    """Operations of a compiled step, counted in the step that it was compiled from."""
-    rows = fast.batch_size
-    features, z = (
-        torch.zeros(rows, *shape, dtype=world.dtype, device=world.device)
-        for shape in ((world.config.flow.action_dim,), (world.config.flow.num_tokens, world.config.flow.latent_dim))
-    )
-    chances, begun = torch.full((rows, 4), 0.5, dtype=world.dtype, device=world.device), state[[0] * rows]
-    return count_flops(lambda: world.drawn_step(begun, None, features, z, chances, is_traced=True))
 
 
 @dataclass(frozen=True, kw_only=True)

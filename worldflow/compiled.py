@@ -41,7 +41,15 @@ from worldflow.types import LogProb, Transition
 if TYPE_CHECKING:
     from worldflow.world import WorldModel
 
-__all__ = ["MOST_SLOTS", "CompiledStep", "CompiledSteps", "Uncompilable", "compile_or_warn", "compiled_step"]
+__all__ = [
+    "MOST_SLOTS",
+    "CompiledStep",
+    "CompiledSteps",
+    "Uncompilable",
+    "compile_or_warn",
+    "compiled_step",
+    "traced_step",
+]
 
 MOST_SLOTS = 20
 """Most slots of a frame that are compiled for a CPU, one after the other."""
@@ -208,19 +216,19 @@ def _key(world: WorldModel, batch_size: int) -> str:
     return digest.hexdigest()[:32]
 
 
-def _example(world: WorldModel, batch_size: int) -> tuple[Tensor, ...]:
-    """What a step is given, in shapes and types."""
+def traced_step(world: WorldModel, batch_size: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The step that is compiled, tensors in, tensors out, and what it is given, in shapes and types."""
     state, flow = world.begin(batch_size), world.config.flow
     like = {"dtype": world.dtype, "device": world.device}
     features = torch.zeros(batch_size, flow.action_dim, **like)
     z = torch.zeros(batch_size, flow.num_tokens, flow.latent_dim, **like)
     chances = torch.full((batch_size, 4), 0.5, **like)
-    return tuple(x.contiguous() for x in (*state.tensors().values(), features, z, chances))
+    return _Step(world), tuple(x.contiguous() for x in (*state.tensors().values(), features, z, chances))
 
 
 def _recorded(world: WorldModel, batch_size: int) -> Callable[..., list[Tensor]]:
     """A step as a CUDA graph; its results are the caller's own."""
-    step, example = _Step(world), _example(world, batch_size)
+    step, example = traced_step(world, batch_size)
     names = [str(i) for i in range(len(example))]
     try:
         with torch.no_grad():
@@ -234,7 +242,7 @@ def _compile(world: WorldModel, batch_size: int, path: Path, *, progress: bool) 
     """Write the code of a step to `path`."""
     from tqdm import tqdm
 
-    given, step = _example(world, batch_size), _Step(world)
+    step, given = traced_step(world, batch_size)
     # Nothing of a world is written into the code: not its weights, nor small ones as numbers.
     options = {"aot_inductor.package_constants_in_so": False, "always_keep_tensor_constants": True}
     with (
