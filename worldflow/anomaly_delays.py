@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from worldflow.anomaly_measures import lower_median, waits
 from worldflow.drift import e_process
 
 if TYPE_CHECKING:
@@ -71,16 +72,15 @@ def delay_curve(
         labels: Which of their transitions are labeled; episodes without any are left out.
         promised: Rates at which episodes may ring.
     """
-    after = [values[label.argmax() :] for values, label in zip(anomalous, labels, strict=True) if label.any()]
-    if not after:
+    if not any(label.any() for label in labels):
         return None
     lowest = np.array([values.min() for values in normal])
     kept, median, found = [], [], []
     for rate in promised:
-        waits = np.sort([float((v <= rate).argmax()) if (v <= rate).any() else np.inf for v in after])
+        waited = waits([values <= rate for values in anomalous], labels)
         kept.append(float((lowest <= rate).mean()))
-        median.append(float(waits[(len(waits) - 1) // 2]))
-        found.append(float(np.isfinite(waits).mean()))
+        median.append(lower_median(waited))
+        found.append(float(np.isfinite(waited).mean()))
     return DelayCurve(kept=tuple(kept), median=tuple(median), found=tuple(found))
 
 

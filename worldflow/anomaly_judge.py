@@ -229,10 +229,11 @@ class _Numbers:
         for i, scores in enumerate(judged.scores):
             watched = self.any.watched(scores).reshape(len(WINDOWS), -1, len(scores))
             others = self.averages(self._others(scores, judged, i))[0].reshape(len(WINDOWS), -1, len(scores))
+            odd = {name: detector.oddness_by_window(scores) for name, detector in self.detectors.items()}
             for row, window in enumerate(WINDOWS):
                 values = dict(zip(self.any.statistics, watched[row], strict=True))
                 values |= dict(zip((*READINGS, *self.usual), others[row], strict=True))
-                values |= {name: detector.oddness(scores, window=window) for name, detector in self.detectors.items()}
+                values |= {name: by_window[row] for name, by_window in odd.items()}
                 for name, value in values.items():
                     result[window].setdefault(name, []).append(value)
         return result

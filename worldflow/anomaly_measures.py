@@ -22,7 +22,17 @@ from worldflow.metrics import auprc, auroc
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int64
 
-__all__ = ["FALSE_ALARMS", "Delay", "Separation", "delay", "judged", "separation", "thresholds"]
+__all__ = [
+    "FALSE_ALARMS",
+    "Delay",
+    "Separation",
+    "delay",
+    "judged",
+    "lower_median",
+    "separation",
+    "thresholds",
+    "waits",
+]
 
 FALSE_ALARMS = 0.01
 """Share of normal transitions that may ring where delays are measured."""
@@ -114,19 +124,34 @@ def delay(
     anomalous: Sequence[Float[np.ndarray, " time"]], labels: Sequence[Bool[np.ndarray, " time"]], *, threshold: float
 ) -> Delay | None:
     """How soon numbers exceed a threshold; None if no transition is labeled."""
-    waits, rang, ever = [], [], []
-    for values, label in zip(anomalous, labels, strict=True):
-        if not label.any():
-            continue
-        rings = values > threshold
-        after = rings[label.argmax() :]
-        waits.append(float(after.argmax()) if after.any() else np.inf)
-        ever.append(bool(after.any()))
-        rang.append(rings[label])
-    if not waits:
+    rings = [values > threshold for values in anomalous]
+    found = waits(rings, labels)
+    if not len(found):
         return None
-    middle = np.sort(waits)[(len(waits) - 1) // 2]  # the lower median: halves of infinity are not asked for
-    return Delay(median=float(middle), found=float(np.concatenate(rang).mean()), ever=float(np.mean(ever)))
+    rang = [ring[label] for ring, label in zip(rings, labels, strict=True) if label.any()]
+    return Delay(
+        median=lower_median(found),
+        found=float(np.concatenate(rang).mean()),
+        ever=float(np.isfinite(found).mean()),
+    )
+
+
+def waits(
+    rings: Sequence[Bool[np.ndarray, " time"]], labels: Sequence[Bool[np.ndarray, " time"]]
+) -> Float[np.ndarray, " episode"]:
+    """Transitions from the first labeled one to the first that rings, infinite where none does, in order.
+
+    Args:
+        rings: Which transitions ring.
+        labels: Which are labeled; episodes without any are left out.
+    """
+    after = [ring[label.argmax() :] for ring, label in zip(rings, labels, strict=True) if label.any()]
+    return np.sort([float(ring.argmax()) if ring.any() else np.inf for ring in after])
+
+
+def lower_median(ordered: Float[np.ndarray, " episode"]) -> float:
+    """The middle of ordered numbers, the lower of two: halves of infinity are not asked for."""
+    return float(ordered[(len(ordered) - 1) // 2])
 
 
 def thresholds(normal: Mapping[str, Sequence[Float[np.ndarray, " time"]]], *, onset: int) -> dict[str, float]:

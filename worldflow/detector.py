@@ -161,9 +161,12 @@ class Detector:
             scores: Of an episode.
             window: One of `worldflow.watched.WINDOWS`: how odd the last so many transitions are.
         """
+        return self.oddness_by_window(scores)[WINDOWS.index(window)]
+
+    def oddness_by_window(self, scores: EpisodeScores) -> Float[np.ndarray, "window time"]:
+        """The same for each of `worldflow.watched.WINDOWS`."""
         values = self.watched(scores)
-        combined = self._usual.combined(values, self._usual.nats(values))
-        return self._usual.recent(combined)[0][WINDOWS.index(window)]
+        return self._usual.recent(self._usual.combined(values, self._usual.nats(values)))[0]
 
     def watched(self, scores: EpisodeScores) -> Float[np.ndarray, "watched time"]:
         """Values of the statistics of an episode and of their averages, as `names` says."""
