@@ -17,7 +17,78 @@ from worldflow.world import TextSpec, WorldConfig
 
 __all__ = ["Preset", "TrainConfig", "world_config"]
 
-Preset = Literal["tiny", "base", "large"]
+Preset = Literal["tiny", "small", "base", "large"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Size:
+    """What a preset stands for.
+
+    Args:
+        layers, width: Of the deep block.
+        draft_layers: Of the drafter, which is as wide.
+        window: Frames in view.
+        text_layers, text_width: Of the shallow blocks where there is text: first frames follow from nothing but it, and
+            a flow that draws them needs more than one map of each token.
+        latent_dim: Channels of a quarter of a token.
+        codec_width, codec_blocks: Of the codec.
+        vectors: What is different for vectors. They say most of what follows: a short past is enough, and drafts of it
+            do most of the work.
+    """
+
+    layers: int
+    width: int
+    draft_layers: int
+    window: int
+    text_layers: tuple[int, ...]
+    text_width: int = 128
+    latent_dim: int = 16
+    codec_width: int
+    codec_blocks: int = 2
+    vectors: Mapping[str, int]
+
+
+_SIZES: Mapping[Preset, _Size] = {
+    "tiny": _Size(
+        layers=2,
+        width=128,
+        draft_layers=2,
+        window=6,
+        text_layers=(1, 1, 1),
+        codec_width=96,
+        vectors={"window": 2, "deep_layers": 1},
+    ),
+    "small": _Size(
+        layers=2,
+        width=192,
+        draft_layers=2,
+        window=8,
+        text_layers=(1, 1, 1),
+        codec_width=96,
+        vectors={"window": 4},
+    ),
+    "base": _Size(
+        layers=2,
+        width=192,
+        draft_layers=3,
+        window=8,
+        text_layers=(2, 2, 2),
+        codec_width=128,
+        vectors={"window": 4},
+    ),
+    "large": _Size(
+        layers=6,
+        width=512,
+        draft_layers=6,
+        window=8,
+        text_layers=(2, 2, 2),
+        text_width=512,
+        latent_dim=32,
+        codec_width=256,
+        codec_blocks=4,
+        vectors={"window": 8},
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +96,8 @@ class TrainConfig:
     """How to train a world; also the options of `worldflow train`."""
 
     preset: Preset = "base"
-    """Size of the model: tiny for minutes on a laptop, base for an hour on a CPU or minutes on a GPU, large for GPU."""
+    """Size of the model: tiny for minutes on a laptop, small and base for an hour or more of a CPU or minutes of a GPU,
+    large for a GPU."""
     codec: Literal["latent", "patch"] = "latent"
     """Model a learned code of the frames, or the pixels themselves; vectors are standardized instead."""
     noise_std: float | None = None
@@ -181,39 +253,19 @@ def world_config(
 
 
 def _preset_config(train: TrainConfig, data: DataSpec, reward: RewardSupport, text: TextSpec | None) -> WorldConfig:
-    sizes: dict[Preset, dict[str, Any]] = {
-        "tiny": {
-            "shallow_layers": (),
-            "deep_layers": 2,
-            "deep_width": 128,
-            "draft_layers": 2,
-            "draft_width": 128,
-            "window": 6,
-        },
-        "base": {
-            "shallow_layers": (),
-            "deep_layers": 2,
-            "deep_width": 192,
-            "draft_layers": 3,
-            "draft_width": 192,
-            "window": 8,
-        },
-        "large": {
-            "shallow_layers": (),
-            "deep_layers": 6,
-            "deep_width": 512,
-            "draft_layers": 6,
-            "draft_width": 512,
-            "window": 8,
-        },
+    size = _SIZES[train.preset]
+    sizes: dict[str, Any] = {
+        "shallow_layers": (),
+        "deep_layers": size.layers,
+        "deep_width": size.width,
+        "draft_layers": size.draft_layers,
+        "draft_width": size.width,
+        "window": size.window,
     }
-    size = sizes[train.preset]
-    if text is not None and not size["shallow_layers"]:
-        # First frames follow from nothing but the text: a flow that draws them needs more than one map of each token.
-        layers, width = {"tiny": ((1, 1, 1), 128), "base": ((2, 2, 2), 128), "large": ((2, 2, 2), 512)}[train.preset]
-        size |= {"shallow_layers": layers, "shallow_width": width}
+    if text is not None:
+        sizes |= {"shallow_layers": size.text_layers, "shallow_width": size.text_width}
     if data.is_vector:
-        return _vector_config(train, data, reward, text, size)
+        return _vector_config(train, data, reward, text, sizes)
     # A step of the flow costs by the token: few tokens with many channels see four times as many frames in the same
     # time, and each of them is drawn in fewer sweeps.
     is_patch = train.codec == "patch"
@@ -224,9 +276,9 @@ def _preset_config(train: TrainConfig, data: DataSpec, reward: RewardSupport, te
         frame_shape=data.frame_shape,
         patch_size=32 if has_large_cells else 8 if text is not None and smallest < 64 else 16,
         pieces=4 if has_large_cells else 2,
-        latent_dim={"tiny": 16, "base": 16, "large": 32}[train.preset] * (4 if has_large_cells else 1),
-        width={"tiny": 96, "base": 128, "large": 256}[train.preset],
-        blocks={"tiny": 2, "base": 2, "large": 4}[train.preset],
+        latent_dim=size.latent_dim * (4 if has_large_cells else 1),
+        width=size.codec_width,
+        blocks=size.codec_blocks,
         noise_std=train.noise_std or (0.05 if text is None else 0.2),
         parts=data.parts,
     )
@@ -236,10 +288,10 @@ def _preset_config(train: TrainConfig, data: DataSpec, reward: RewardSupport, te
         vector_dim=codec.vector_dim,
         action_dim=data.action.feature_dim,
         draft_mixing=codec.grid[0] * codec.grid[1] <= 4 and codec.num_tokens <= 6,
-        has_shown=not is_patch and not size["shallow_layers"],  # drafts and codes share one space then
+        has_shown=not is_patch and not sizes["shallow_layers"],  # drafts and codes share one space then
         memory=64,
         text_dim=0 if text is None else text.dim,
-        **size,
+        **sizes,
     )
     return WorldConfig(
         data=data, codec=codec, flow=flow, reward=reward, text=text, denoiser=_denoiser(train, codec, flow)
@@ -247,7 +299,7 @@ def _preset_config(train: TrainConfig, data: DataSpec, reward: RewardSupport, te
 
 
 def _vector_config(
-    train: TrainConfig, data: DataSpec, reward: RewardSupport, text: TextSpec | None, size: dict[str, Any]
+    train: TrainConfig, data: DataSpec, reward: RewardSupport, text: TextSpec | None, sizes: Mapping[str, Any]
 ) -> WorldConfig:
     """One token of all numbers of a vector: shallow blocks, which mix the tokens of a frame, would have none to mix."""
     codec = CodecConfig(
@@ -256,8 +308,6 @@ def _vector_config(
         latent_dim=data.frame_shape[0],
         noise_std=train.noise_std or 0.01,
     )
-    # States say most of what follows: a short past is enough, and drafts of it do most of the work.
-    lighter = {"tiny": {"window": 2, "deep_layers": 1}, "base": {"window": 4}, "large": {"window": 8}}
     flow = FlowConfig(
         latent_dim=codec.token_dim,
         grid=codec.grid,
@@ -265,7 +315,7 @@ def _vector_config(
         has_shown=True,
         soft_clip=8.0,  # sigma may be as small as 0.0006: the noise is
         text_dim=0 if text is None else text.dim,
-        **{**size, "shallow_layers": (), **lighter[train.preset]},
+        **{**sizes, "shallow_layers": (), **_SIZES[train.preset].vectors},
     )
     return WorldConfig(
         data=data, codec=codec, flow=flow, reward=reward, text=text, denoiser=_denoiser(train, codec, flow)
