@@ -131,8 +131,12 @@ def compare_choices(
 def _begin(out: Path, settings: Mapping[str, Any], config: TrainConfig) -> None:
     begun = json.dumps({**settings, "config": asdict(config)}, indent=1)
     path = out / "begun.json"
-    if path.is_file() and json.loads(path.read_text()) != json.loads(begun):
-        raise ValueError(f"{out} holds runs of another recipe or data set; name another folder, or remove it")
+    if path.is_file():
+        before = json.loads(path.read_text())
+        # Options that came after the first runs were what they are by default.
+        before["config"] = json.loads(json.dumps(asdict(TrainConfig()))) | before["config"]
+        if before != json.loads(begun):
+            raise ValueError(f"{out} holds runs of another recipe or data set; name another folder, or remove it")
     write_bytes(path, begun.encode())
 
 
