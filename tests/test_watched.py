@@ -52,18 +52,54 @@ def test_a_vector_is_averaged_with_its_sign_before_its_distance_is_taken() -> No
     usual = [episode(0.0) for _ in range(200)]
     averages = Averages.of(usual, directions=2)
     found = averages(episode(0.6))[0]  # less than a standard deviation
-    assert found.shape == (2 * len(WINDOWS), 60)
+    assert found.shape == (3 * len(WINDOWS), 60)
     for row, window in enumerate(WINDOWS):
-        rows = averages.averages(usual[0])[0][row][1:] - averages.mean[1:, None]
-        every = np.concatenate([averages.averages(e)[0][row][1:] for e in usual], 1) - averages.mean[1:, None]
+        rows = averages.averages(usual[0])[0][row][2:] - averages.mean[1:, None]
+        every = np.concatenate([averages.averages(e)[0][row][2:] for e in usual], 1) - averages.mean[1:, None]
         covariance = every @ every.T / every.shape[1]
         shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.diag(np.diag(covariance))
         expected = np.sqrt(np.einsum("it,it->t", rows, np.linalg.solve(shrunk, rows)))
-        np.testing.assert_allclose(averages(usual[0])[0][2 * row + 1], expected)
-        np.testing.assert_allclose(averages(usual[0])[0][2 * row], averages.averages(usual[0])[0][row][0])
-        usually = np.concatenate([averages(e)[0][2 * row + 1] for e in usual])
-        beyond = (found[2 * row + 1, 49:] > np.quantile(usually, 0.99)).mean()
+        np.testing.assert_allclose(averages(usual[0])[0][3 * row + 2], expected)
+        np.testing.assert_allclose(averages(usual[0])[0][3 * row], averages.averages(usual[0])[0][row][0])
+        usually = np.concatenate([averages(e)[0][3 * row + 2] for e in usual])
+        beyond = (found[3 * row + 2, 49:] > np.quantile(usually, 0.99)).mean()
         assert beyond == 1 if window == 50 else window == 8 or beyond < 0.2
+
+
+def test_a_vector_that_is_large_wherever_it_points_shows_in_the_average_of_its_size() -> None:
+    random = np.random.default_rng(0)
+
+    def episode(scale: float) -> np.ndarray:
+        vector = scale * np.array([[1.0], [3.0]]) * random.standard_normal((2, 60))
+        vector[:, :8] = 0.0  # nothing was foreseen yet
+        return np.concatenate((random.standard_normal((1, 60)), vector))
+
+    usual = [episode(1.0) for _ in range(100)]
+    averages = Averages.of(usual, directions=2)
+    assert watched_names(["still", "foresight"])[:4] == ("still", "unforeseen", "foresight", "still_8")
+
+    vectors = np.concatenate([e[1:, 8:] for e in usual], axis=1)
+    everything = np.concatenate([e[1:] for e in usual], axis=1)
+    off = everything - everything.mean(1, keepdims=True)
+    covariance = off @ off.T / off.shape[1]
+    metric = np.linalg.inv((1 - SHRINKAGE) * covariance + SHRINKAGE * np.diag(np.diag(covariance)))
+
+    def size(v: np.ndarray) -> np.ndarray:
+        off = v - everything.mean(1, keepdims=True)
+        return np.log1p(np.sum(off * (metric @ off), axis=0)) / 2
+
+    fresh = episode(1.4)
+    found = averages(fresh)[0]
+    np.testing.assert_allclose(found[1, 8:], size(fresh[1:, 8:]))
+    np.testing.assert_allclose(found[1, :8], size(vectors).mean())
+    clipped = np.clip(fresh[1:], everything.min(1)[:, None], everything.max(1)[:, None])
+    for window, row in zip(WINDOWS[1:], (4, 7), strict=True):
+        np.testing.assert_allclose(found[row, 59], size(clipped[:, 60 - window :]).mean())
+    # Energy is what tells them apart: the mean vector stays where it was.
+    large, small = ([averages(episode(s))[0][:, 59] for _ in range(200)] for s in (1.4, 1.0))
+    beyond = [(np.array(large)[:, row] > np.quantile(np.array(small)[:, row], 0.95)).mean() for row in (7, 8)]
+    assert beyond[0] > 0.9
+    assert beyond[1] < 0.5
 
 
 def test_usual_episodes_are_left_out_of_what_judges_them() -> None:
@@ -94,5 +130,5 @@ def test_parts_give_the_bits_of_the_whole() -> None:
         found, past = averages(part, past)
         parts.append(found)
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=1e-12)
-    scalars = [0, 1, 2, 4, 5, 6, 8, 9, 10]  # ties stay ties; distances are sums in any order
+    scalars = [0, 1, 2, 5, 6, 7, 10, 11, 12]  # ties stay ties; sizes and distances are sums in any order
     np.testing.assert_array_equal(np.concatenate(parts, axis=1)[scalars], whole[scalars])

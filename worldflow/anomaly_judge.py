@@ -23,7 +23,7 @@ from worldflow.anomaly_store import Judged
 from worldflow.calibration import calibrate_scores
 from worldflow.combination import COMBINATIONS, DEFAULT_COMBINATION, CombinationName
 from worldflow.detector import Detector
-from worldflow.watched import WINDOWS, Averages
+from worldflow.watched import WINDOWS, Averages, single_names
 
 if TYPE_CHECKING:
     from worldflow.score_types import EpisodeScores
@@ -216,7 +216,8 @@ class _Numbers:
     def __init__(self, detectors: Mapping[str, Detector], usual: Judged) -> None:
         self.detectors = detectors
         self.any = next(iter(detectors.values()))
-        self.statistics = (*self.any.statistics, *READINGS)
+        self.singles = single_names(self.any.statistics)
+        self.statistics = (*self.singles, *READINGS)
         self.usual = {name: np.concatenate(values) for name, values in usual.baselines.items()}
         self.above = np.concatenate([s.above_floor for s in usual.scores])
         self.typicality = np.concatenate([s.typicality for s in usual.scores])
@@ -231,7 +232,7 @@ class _Numbers:
             others = self.averages(self._others(scores, judged, i))[0].reshape(len(WINDOWS), -1, len(scores))
             odd = {name: detector.oddness_by_window(scores) for name, detector in self.detectors.items()}
             for row, window in enumerate(WINDOWS):
-                values = dict(zip(self.any.statistics, watched[row], strict=True))
+                values = dict(zip(self.singles, watched[row], strict=True))
                 values |= dict(zip((*READINGS, *self.usual), others[row], strict=True))
                 values |= {name: by_window[row] for name, by_window in odd.items()}
                 for name, value in values.items():

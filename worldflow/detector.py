@@ -300,12 +300,12 @@ class Detector:
     @cached_property
     def _drift_scale(self) -> Float[np.ndarray, " statistic"]:
         """Usual peaks of the cumulative sums, so that statistics with memory do not hide the others."""
-        single = self._usual.watched[: len(self.statistics)]
+        single = self._usual.watched[: len(self._usual.singles)]
         return np.maximum(peaks(self._sums(single, self.usual_lengths), self.usual_lengths).mean(1), 1.0)
 
     @cached_property
     def _drift_ranks(self) -> Ranks:
-        sums = self._sums(self._all[: len(self.statistics)], self.normal_lengths) / self._drift_scale[:, None]
+        sums = self._sums(self._all[: len(self._usual.singles)], self.normal_lengths) / self._drift_scale[:, None]
         return Ranks(peaks(sums, self.normal_lengths).max(0))
 
     def _drifts(self, surprises: np.ndarray, start: np.ndarray | float) -> Float[np.ndarray, "statistic time"]:
@@ -347,7 +347,7 @@ class Watch:
         values, self._past = usual.averages(statistic_matrix(scores, detector.statistics), self._past)
         surprises = usual.nats(values)
         combined, parts = usual.combined(values, surprises), usual.by_part(surprises)
-        sums = detector._drifts(surprises[: len(detector.statistics)], self._sums)
+        sums = detector._drifts(surprises[: len(usual.singles)], self._sums)
         self._sums = sums[:, -1]
         recent, self._before = usual.recent(combined, self._before)
         rows = (*values, *combined, *recent[1:], *parts)

@@ -19,7 +19,7 @@ import numpy as np
 
 from worldflow.combination import Combination, CombinationName, Group, Grouped, fit_combination
 from worldflow.surprise import Surprise
-from worldflow.watched import PARTS, WINDOWS, Averages, left_out, watched_names
+from worldflow.watched import PARTS, WINDOWS, Averages, left_out, single_names, watched_names
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
@@ -53,6 +53,11 @@ class Usual:
     def names(self) -> tuple[str, ...]:
         """Of what is watched, in order."""
         return watched_names(self.statistics)
+
+    @property
+    def singles(self) -> tuple[str, ...]:
+        """Of what is watched of single transitions, the first of `names`."""
+        return single_names(self.statistics)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -105,7 +110,7 @@ class Usual:
     @property
     def _firsts(self) -> list[int]:
         """The first row of each window."""
-        return [k * len(self.statistics) for k in range(len(WINDOWS))]
+        return [k * len(self.singles) for k in range(len(WINDOWS))]
 
     @cached_property
     def _independent(self) -> list[float]:
@@ -114,7 +119,7 @@ class Usual:
 
     @cached_property
     def _surprises(self) -> list[Surprise]:
-        each = np.repeat(self._independent, len(self.statistics)).tolist()
+        each = np.repeat(self._independent, len(self.singles)).tolist()
         return [Surprise(row, independent=m) for row, m in zip(self.watched, each, strict=True)]
 
     @cached_property
@@ -133,7 +138,7 @@ class Usual:
         """The statistics of each part, window by window, of the rows from `first` on."""
         return [
             Group(
-                rows=[start - first + i for i, name in enumerate(self.statistics) if name in PARTS[part]],
+                rows=[start - first + i for i, name in enumerate(self.singles) if name in PARTS[part]],
                 independent=independent,
             )
             for start, independent in zip(self._firsts, self._independent, strict=True)

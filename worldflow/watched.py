@@ -7,6 +7,14 @@ ones and no wilder; and no transition counts for more than the most unusual norm
 once, not for fifty steps.
 
     mean_n(t) = m + sum_{last min(t, n)} (v - m) / sqrt(n min(t, n)),    the plain mean from n transitions on
+
+What was foreseen wrongly (`worldflow.foresight`) is a vector `r`, and is read in two ways. Where it points the same way
+again and again, its average is far from usual. Where it points now here and now there, as with a gravity that pulls a
+pole to whichever side it leans, averages tell nothing, but `r` is larger than usual: so the average of
+
+    log(1 + (r - m)' S^-1 (r - m)) / 2,    S the covariance of single ones
+
+is watched, too.
 """
 
 from __future__ import annotations
@@ -25,10 +33,12 @@ if TYPE_CHECKING:
 __all__ = [
     "PARTS",
     "STATISTICS",
+    "UNFORESEEN",
     "WINDOWS",
     "Averages",
     "Past",
     "left_out",
+    "single_names",
     "statistic_matrix",
     "statistic_values",
     "watched_names",
@@ -56,13 +66,15 @@ STATISTICS = {
     "foresight": "distance of the frame from what was foreseen of it eight transitions ago",
 }
 """What an alarm may rest on; averages over `n` transitions are called `<name>_<n>`."""
+UNFORESEEN = "unforeseen"
+"""What else is watched of `foresight`: how large it is, wherever it points."""
 PARTS: Mapping[str, Sequence[str]] = {
     "frame": (
         *("frame_unlikely", "frame_too_likely", "atypical_unlikely", "atypical_too_likely", "unsure"),
         *("normality", "noise_spatial", "noise_temporal", "reconstruction", "pixels", "score_norm"),
     ),
     "action": ("action", "gain_low", "gain_high"),
-    "motion": ("context", "still", "foresight"),
+    "motion": ("context", "still", UNFORESEEN, "foresight"),
     "reward": ("reward",),
     "terminated": ("terminated",),
 }
@@ -95,17 +107,20 @@ class Averages:
     """Averages statistics over the last transitions.
 
     The last rows may be a vector's: of these the distance of each average from the usual one is watched, in the metric
-    of its covariance `S` over usual transitions, drawn to the diagonal: `sqrt((v - mean)' S^-1 (v - mean))`.
+    of its covariance `S` over usual transitions, drawn to the diagonal: `sqrt((v - mean)' S^-1 (v - mean))`, and before
+    it the average of its size, see the module.
 
     Args:
         mean, low, high: Of each row on usual transitions.
         precision: `S^-1` of the vector's averages over each window; `(window, 0, 0)` without one.
+        size: Mean size of the vector on usual transitions.
     """
 
     mean: Float[np.ndarray, " row"]
     low: Float[np.ndarray, " row"]
     high: Float[np.ndarray, " row"]
     precision: Float[np.ndarray, "window direction direction"]
+    size: float = 0.0
 
     @staticmethod
     def of(usual: Sequence[Float[np.ndarray, "row time"]], *, directions: int = 0) -> Averages:
@@ -122,25 +137,46 @@ class Averages:
             return found
         each = [found.averages(values)[0] for values in usual]
         vectors = [np.concatenate([rows[w][-directions:] for rows in each], axis=1) for w in range(len(WINDOWS))]
-        return replace(found, precision=np.stack([_precision(v - found.mean[-directions:, None]) for v in vectors]))
+        precision = np.stack([_precision(v - found.mean[-directions:, None]) for v in vectors])
+        known = vectors[0][:, vectors[0].any(0)]
+        found = replace(found, precision=precision)
+        return replace(found, size=float(found._sizes(known).mean()) if known.size else 0.0)
 
     def averages(
         self, values: Float[np.ndarray, "row time"], past: Past | None = None
     ) -> tuple[list[Float[np.ndarray, "row time"]], Past]:
-        """Each row alone and averaged over each window, and what is to be remembered."""
+        """Each row alone and averaged over each window, a vector's size before it, and what is to be remembered."""
         past = self.begin() if past is None else past
         clipped = np.clip(values, self.low[:, None], self.high[:, None])
-        held = np.concatenate((past.values, clipped), axis=1) - self.mean[:, None]
+        joined = np.concatenate((past.values, clipped), axis=1)
         time, before = values.shape[1], past.values.shape[1]
         count = past.count + np.arange(1, time + 1)
+        mean = self.mean
+        if directions := self.precision.shape[-1]:
+            mean = np.insert(mean, len(mean) - directions, self.size)
+        held = self._sized(joined) - mean[:, None]
+        held[:, : max(0, before - past.count)] = 0.0  # before the episode
 
         def average(n: int) -> np.ndarray:
             # Summed in the order of time, whatever the parts that an episode comes in: ties stay ties.
             sums = sum((held[:, before - k : before - k + time] for k in reversed(range(n))), start=np.zeros(()))
-            return self.mean[:, None] + sums / np.sqrt(n * np.minimum(count, n))
+            return mean[:, None] + sums / np.sqrt(n * np.minimum(count, n))
 
-        kept = np.concatenate((past.values, clipped), axis=1)[:, time:]
-        return [values if n == 1 else average(n) for n in WINDOWS], Past(values=kept, count=int(count[-1]))
+        kept = joined[:, time:]
+        return [self._sized(values) if n == 1 else average(n) for n in WINDOWS], Past(values=kept, count=int(count[-1]))
+
+    def _sized(self, rows: Float[np.ndarray, "row time"]) -> Float[np.ndarray, "row time"]:
+        """Rows, with a vector's size before it."""
+        directions = self.precision.shape[-1]
+        if not directions:
+            return rows
+        return np.insert(rows, len(rows) - directions, self._sizes(rows[-directions:]), axis=0)
+
+    def _sizes(self, vectors: Float[np.ndarray, "direction time"]) -> Float[np.ndarray, " time"]:
+        """Of single vectors; the usual one of those that are 0, where nothing was foreseen yet."""
+        off = vectors - self.mean[-len(vectors) :, None]
+        sizes = np.log1p(np.einsum("it,ij,jt->t", off, self.precision[0], off)) / 2
+        return np.where(vectors.any(0), sizes, self.size)
 
     def begin(self) -> Past:
         """What is remembered when an episode begins."""
@@ -192,9 +228,14 @@ def _precision(vectors: Float[np.ndarray, "direction time"]) -> Float[np.ndarray
     return np.linalg.inv((1 - SHRINKAGE) * covariance + SHRINKAGE * np.diag(diagonal))
 
 
+def single_names(statistics: Sequence[str]) -> tuple[str, ...]:
+    """Names of what `Averages` makes of single transitions, in order."""
+    return (*statistics[:-1], UNFORESEEN, "foresight") if statistics[-1] == "foresight" else tuple(statistics)
+
+
 def watched_names(statistics: Sequence[str]) -> tuple[str, ...]:
     """Names of what `Averages` makes, in order."""
-    return tuple(name if n == 1 else f"{name}_{n}" for n in WINDOWS for name in statistics)
+    return tuple(name if n == 1 else f"{name}_{n}" for n in WINDOWS for name in single_names(statistics))
 
 
 def statistic_values(scores: EpisodeScores) -> dict[str, Float[np.ndarray, "*direction time"]]:
