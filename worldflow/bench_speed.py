@@ -2,7 +2,8 @@
 
 step    environment steps a second of `LearnedVectorEnv`, frames decoded or left in the latent
 sample  drawing frames one after the other, against scoring the same frames in one parallel pass: the floor of a
-        causal flow, each token through each layer once. The error is against the sequential answer
+        causal flow, each token through each layer once. The error is against the sequential answer. Compiled steps are
+        whole: they decode each frame and encode it again, so beside them stands one pass through these layers, too
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ __all__ = ["SampleBench", "StepBench", "sample_speed", "step_speed"]
 
 FRAMES = 8
 """Frames that are drawn in a row."""
+WHOLE = "scoring, decoding, encoding, one pass"
+"""One pass through every layer of a whole step."""
 
 
 def step_speed(
@@ -120,7 +123,8 @@ def sample_speed(
     """The cost of drawing frames in units of the cost of scoring them, a row for each batch and method.
 
     Both start behind the same recorded past, with the same actions and the same frames shown, those that are drawn.
-    Decoding is not in it, but for compiled steps: these are whole ones, with everything.
+    `cost` is in scorings of codes, in one pass; `passes` in passes through the same layers. They differ where frames
+    are decoded and encoded, too: in compiled steps, which are whole ones, with everything.
 
     Args:
         world: The world; it must store pasts.
@@ -178,12 +182,21 @@ def sample_speed(
                     now = out.state
                 return torch.cat(found, dim=1)
 
-            whole = scored().log_prob
+            def everything(x: Tensor = x, score: Callable[[], FlowOutput] = scored) -> tuple[Tensor, ...]:
+                out = score()
+                outcomes = world.reward.mean(out.hidden), world.termination.logit(out.hidden)
+                return (world.codes(world.codec.decode(x.flatten(0, 1))), *outcomes)
+
+            log_prob = scored().log_prob
+            off = float((followed() - log_prob).abs().max() / log_prob.abs().max())
             score = timed(scored, seconds=seconds)
-            for method, way, error in (
+            ones: list[tuple[str, Callable[[], object], float]] = [
                 ("scoring, one pass", scored, 0.0),
-                ("scoring, frame by frame", followed, float((followed() - whole).abs().max() / whole.abs().max())),
-            ):
+                ("scoring, frame by frame", followed, off),
+            ]
+            if is_compiled:
+                ones.append((WHOLE, everything, 0.0))
+            for method, way, error in ones:
                 took = score if way is scored else timed(way, seconds=seconds)
                 rows.append(
                     {
@@ -191,6 +204,7 @@ def sample_speed(
                         "method": method,
                         "milliseconds": 1e3 * took.median,
                         "cost": took.median / score.median,
+                        "passes": 1.0 if way is everything else took.median / score.median,
                         "calls": 1.0,
                         "error": error,
                         "gflops": count_flops(way) / took.median / 1e9,
@@ -210,20 +224,26 @@ def sample_speed(
                         "method": method if method == "sequential" else f"jacobi, {tolerance:g}",
                         "milliseconds": 1e3 * took.median,
                         "cost": took.median / score.median,
+                        "passes": took.median / score.median,
                         "calls": calls,
                         "error": float((found - exact).abs().max() / exact.abs().max()),
                         "gflops": flops / took.median / 1e9,
                     }
                 )
             if is_compiled:
-                rows.append(_compiled_row(world, state, actions, z, score.median, seconds=seconds))
+                whole = next(row for row in rows if row["batch"] == B and row["method"] == WHOLE)
+                one_pass = 1e-3 * whole["milliseconds"]
+                rows.append(_compiled_row(world, state, actions, z, score.median, one_pass, seconds=seconds))
     return rows
 
 
 def _compiled_row(
-    world: WorldModel, state: WorldState, actions: Tensor, z: Tensor, score: float, *, seconds: float
+    world: WorldModel, state: WorldState, actions: Tensor, z: Tensor, score: float, one_pass: float, *, seconds: float
 ) -> dict[str, Any]:
-    """Whole steps in compiled code, beside the seconds of a scoring pass; the error is against sequential steps."""
+    """Whole steps in compiled code, beside the seconds of a scoring pass and of one pass through everything.
+
+    The error is against sequential steps.
+    """
     B = len(state)
     world.compile_step(B)
     fast = world.compiled(B)
@@ -248,6 +268,7 @@ def _compiled_row(
         "method": "compiled steps, whole",
         "milliseconds": 1e3 * took.median,
         "cost": took.median / score,
+        "passes": took.median / one_pass,
         "calls": float(world.flow.deep.frames.slots),
         "error": float((found - exact).abs().max() / exact.abs().max()),
         "gflops": FRAMES * step_counts(world, fast.batch_size).flops / took.median / 1e9,
