@@ -54,9 +54,9 @@ def texts(axes: Axes) -> list[str]:
 def test_figures_have_their_own_look_and_leave_no_trace(name: str) -> None:
     with mpl.rc_context({"axes.facecolor": "black", "lines.linewidth": 9.0}):
         before = dict(mpl.rcParams)
-        styled = figures.figure_data_uri(MAKERS[name](), suffix=".png")
+        styled = look.encode_figure(MAKERS[name](), suffix=".png")
         assert dict(mpl.rcParams) == before
-    assert styled == figures.figure_data_uri(MAKERS[name](), suffix=".png")
+    assert styled == look.encode_figure(MAKERS[name](), suffix=".png")
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -220,11 +221,18 @@ def test_data_uris_know_their_type(tmp_path: Path) -> None:
         "image/png": png.getvalue(),
         "image/gif": video.encode_video(few_colors()),
         "video/mp4": video.encode_video(few_colors(), suffix=".mp4"),
-        "image/svg+xml": b"<?xml version='1.0'?><svg/>",
     }
+    webp = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(webp, format="WEBP")
+    known["image/webp"] = webp.getvalue()
     for mime, data in known.items():
         head, body = video.to_data_uri(data).split(",")
         assert head == f"data:{mime};base64" and base64.b64decode(body) == data
+    svg = '<svg height="3">\n  <text>50 % of "a" &amp; #b, ü</text>\n</svg>\n'
+    head, body = video.to_data_uri(svg.encode()).split(",", 1)
+    assert head == "data:image/svg+xml" and '"' not in body and "&" not in body and "#" not in body
+    assert unquote(body) == "<svg height='3'> <text>50 % of 'a' &amp; #b, ü</text> </svg>"
+    assert unquote(video.to_data_uri(b'<svg id="it\'s"/>')).endswith('<svg id="it\'s"/>')
     path = video.write_video(few_colors(), tmp_path / "clip.gif")
     assert video.to_data_uri(path) == video.to_data_uri(path.read_bytes())
     assert video.to_data_uri(b"?", mime="text/plain") == "data:text/plain;base64,Pw=="

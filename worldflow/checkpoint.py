@@ -31,6 +31,7 @@ from worldflow.atomic import replacing, write_bytes
 from worldflow.frames import Frames, as_tensors
 from worldflow.released import read_released
 from worldflow.shipped import run_folder
+from worldflow.spaces import compact_space, full_space
 from worldflow.world import Contexts, WorldConfig, WorldModel
 
 __all__ = ["from_plain", "load", "read_released", "save", "to_plain"]
@@ -105,7 +106,9 @@ def save(
         name: (tensor if dtype is None or name not in learned else _narrowed(tensor, dtype)).detach().cpu().contiguous()
         for name, tensor in world.state_dict().items()
     }
-    record = {"format": FORMAT, "config": to_plain(world.config), "training": dict(training or {})}
+    config = to_plain(world.config)
+    config["data"]["observation_space"] = compact_space(config["data"]["observation_space"])
+    record = {"format": FORMAT, "config": config, "training": dict(training or {})}
     text = json.dumps(record, indent=1)
 
     try:
@@ -148,6 +151,7 @@ def load(run: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> 
         found = record["format"]
         if found != FORMAT:
             raise ValueError(f"it has format {found}, this version reads format {FORMAT}")
+        record["config"]["data"]["observation_space"] = full_space(record["config"]["data"]["observation_space"])
         config = from_plain(WorldConfig, record["config"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"cannot read {description}: {error}; train again or restore the file") from error

@@ -162,7 +162,7 @@ class Fidelity:
 
     def write_json(self, path: str | os.PathLike[str]) -> Path:
         """Write `to_plain` to a file, whole or not at all."""
-        return write_bytes(path, (json.dumps(self.to_plain(), indent=1, allow_nan=False) + "\n").encode())
+        return write_bytes(path, (json.dumps(self.to_plain(), allow_nan=False) + "\n").encode())
 
 
 def _plain(value: Any) -> Any:

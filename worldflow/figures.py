@@ -38,7 +38,6 @@ from worldflow.look import (
     style,
 )
 from worldflow.metrics import auroc, roc_curve
-from worldflow.video import to_data_uri
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "auroc_figure",
-    "figure_data_uri",
     "horizon_figure",
     "roc_figure",
     "save_figure",
@@ -328,19 +326,6 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
         ValueError: If the suffix is another one.
     """
     return write_bytes(path, encode_figure(figure, suffix=Path(path).suffix))
-
-
-def figure_data_uri(figure: Figure, *, suffix: str = ".svg") -> str:
-    """Embed a figure in a page.
-
-    Args:
-        figure: The figure.
-        suffix: `.svg`, or `.png` for one that is mostly pixels.
-
-    Returns:
-        A `data:` URI.
-    """
-    return to_data_uri(encode_figure(figure, suffix=suffix))
 
 
 def _some(mapping: Mapping[str, Any], what: str) -> Mapping[str, Any]:

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from worldflow.atomic import write_bytes
-from worldflow.figures import figure_data_uri
 from worldflow.hints import did_you_mean
+from worldflow.look import encode_figure
 from worldflow.video import to_data_uri
+from worldflow.webp import smaller_without_loss
 
 if TYPE_CHECKING:
     import numpy as np
@@ -167,7 +168,7 @@ class Report:
             caption: Below it.
         """
         has_pictures = any(axes.get_images() and max(axes.get_images()[0].get_size()) > 64 for axes in figure.axes)
-        uri = figure_data_uri(figure, suffix=".png" if has_pictures else ".svg")
+        uri = to_data_uri(smaller_without_loss(encode_figure(figure, suffix=".png" if has_pictures else ".svg")))
         width = round(figure.get_size_inches()[0] * 96)  # CSS counts 96 pixels an inch
         self._picture(f'<img src="{uri}" alt="{_escape(caption)}" width="{width}">', caption, width=width)
 
@@ -193,6 +194,7 @@ class Report:
         data = _bytes(source)
         try:
             width = Image.open(io.BytesIO(data)).width
+            data = smaller_without_loss(data)
         except OSError as error:
             raise ValueError(f"not a picture: {_name(source)}; pass a PNG, JPEG or GIF file") from error
         self._picture(f'<img src="{to_data_uri(data)}" alt="{_escape(caption)}" width="{width}">', caption, width=width)

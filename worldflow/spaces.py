@@ -8,13 +8,22 @@ trained for and the ones a data set holds.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from worldflow.types import ActionSpec, DataSpec, PartsSpec
 
-__all__ = ["action_spec", "check_compatible", "data_spec", "differences", "frame_shape"]
+__all__ = [
+    "action_spec",
+    "check_compatible",
+    "compact_space",
+    "data_spec",
+    "differences",
+    "frame_shape",
+    "full_space",
+]
 
 _REMEDY = "record the task from pixels with `worldflow collect`, or wrap it so that it returns images or a vector"
 
@@ -109,6 +118,45 @@ def action_spec(space: str) -> ActionSpec:
                 f"actions must come from a Box, Discrete, MultiDiscrete or MultiBinary space, got {other}; "
                 "flatten them with gymnasium.wrappers.TransformAction before recording"
             )
+
+
+def compact_space(space: str) -> str:
+    """A serialized space in which the limits of each Box that are all the same stand once; `full_space` undoes it.
+
+    A picture's limits, number by number, take a hundred kilobytes. A space that could not be restored to the last
+    character stays as it is.
+    """
+
+    def once(box: dict[str, Any]) -> dict[str, Any]:
+        limits = {key: np.asarray(box[key]) for key in ("low", "high")}
+        same = {key: v.flat[0].item() for key, v in limits.items() if v.size > 1 and (v == v.flat[0]).all()}
+        return box | same
+
+    compact = json.dumps(_boxes(json.loads(space), once))
+    return compact if full_space(compact) == space else space
+
+
+def full_space(space: str) -> str:
+    """What `compact_space` made compact, as Minari serializes it; other spaces stay as they are."""
+
+    def each(box: dict[str, Any]) -> dict[str, Any]:
+        single = [key for key in ("low", "high") if isinstance(box[key], (int, float)) and box["shape"]]
+        return box | {key: np.full(box["shape"], box[key], dtype=object).tolist() for key in single}
+
+    data = json.loads(space)
+    full = _boxes(data, each)
+    return space if full == data else json.dumps(full)
+
+
+def _boxes(data: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """The space with each of its boxes changed."""
+    if isinstance(data, list):
+        return [_boxes(part, change) for part in data]
+    if not isinstance(data, dict):
+        return data
+    if data.get("type") == "Box" and {"low", "high", "shape"} <= data.keys():
+        return change(data)
+    return {key: _boxes(part, change) for key, part in data.items()}
 
 
 def check_compatible(spec: DataSpec, other: DataSpec) -> None:
