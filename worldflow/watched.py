@@ -74,11 +74,12 @@ PARTS: Mapping[str, Sequence[str]] = {
         *("normality", "noise_spatial", "noise_temporal", "reconstruction", "pixels", "score_norm"),
     ),
     "action": ("action", "gain_low", "gain_high"),
-    "motion": ("context", "still", UNFORESEEN, "foresight"),
+    "motion": ("context", "still", "foresight"),
     "reward": ("reward",),
     "terminated": ("terminated",),
 }
-"""Which part of a transition each of them is about."""
+"""Which part of a transition each of them is about, for what combines them. `unforeseen` is watched by itself: beside the
+others of its part it finds weak gravity no better (0.57 to 0.60) and blurred or frozen pictures worse (by 0.02)."""
 WINDOWS = (1, 8, 50)
 """Transitions that statistics are averaged over."""
 STILL = 1e-4
