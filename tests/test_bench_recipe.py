@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import itertools
 from pathlib import Path
 
@@ -47,6 +48,11 @@ def test_rows_differ_by_one_choice_and_are_made_once(tmp_path: Path) -> None:
 
     again = compare_choices(dataset, tmp_path / "out", samples=2, progress=False, clock=never, **options)
     assert again == found
+    begun = tmp_path / "out" / "begun.json"
+    before = json.loads(begun.read_text())
+    del before["config"]["window"]  # as an earlier version, which had no such option, left it
+    begun.write_text(json.dumps(before))
+    assert compare_choices(dataset, tmp_path / "out", samples=2, progress=False, clock=never, **options) == found
     other = {**options, "config": TrainConfig(preset="tiny", minutes=0.2)}
     with pytest.raises(ValueError, match="holds runs of another recipe or data set; name another folder"):
         compare_choices(dataset, tmp_path / "out", progress=False, **other)
