@@ -53,7 +53,7 @@ def test_noise_and_window_may_be_set() -> None:
 
 
 BAD: dict[str, dict[str, Any]] = {
-    r"preset must be one of tiny, small, base, large, got 'huge'": {"preset": "huge"},
+    r"preset must be one of tiny, base, large, got 'huge'": {"preset": "huge"},
     r"codec must be one of latent, patch, got 'pixel'": {"codec": "pixel"},
     "steps must be at least 1, got 0": {"steps": 0},
     "batch must be at least 1, got -3": {"batch": -3},

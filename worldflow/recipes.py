@@ -17,7 +17,7 @@ from worldflow.world import TextSpec, WorldConfig
 
 __all__ = ["Preset", "TrainConfig", "world_config"]
 
-Preset = Literal["tiny", "small", "base", "large"]
+Preset = Literal["tiny", "base", "large"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +58,6 @@ _SIZES: Mapping[Preset, _Size] = {
         codec_width=96,
         vectors={"window": 2, "deep_layers": 1},
     ),
-    "small": _Size(
-        layers=2,
-        width=192,
-        draft_layers=2,
-        window=8,
-        text_layers=(1, 1, 1),
-        codec_width=96,
-        vectors={"window": 4},
-    ),
     "base": _Size(
         layers=2,
         width=192,
@@ -96,8 +87,7 @@ class TrainConfig:
     """How to train a world; also the options of `worldflow train`."""
 
     preset: Preset = "base"
-    """Size of the model: tiny for minutes on a laptop, small and base for an hour or more of a CPU or minutes of a GPU,
-    large for a GPU."""
+    """Size of the model: tiny for minutes on a laptop, base for an hour on a CPU or minutes on a GPU, large for GPU."""
     codec: Literal["latent", "patch"] = "latent"
     """Model a learned code of the frames, or the pixels themselves; vectors are standardized instead."""
     noise_std: float | None = None

@@ -83,9 +83,7 @@ RECIPES: Mapping[str, WorldRecipe] = {
         policy="smooth",
         episodes=1000,
         random_fraction=0.1,
-        train=TrainConfig(
-            preset="small", batch=16, length=24, minutes=88.0, codec_share=0.28, weight_decay=0.1, symmetry="square"
-        ),
+        train=TrainConfig(preset="tiny", batch=16, length=24, minutes=60.0, weight_decay=0.1, symmetry="square"),
         baseline_minutes=60.0,
     ),
     "HalfCheetah": WorldRecipe(
