@@ -78,8 +78,8 @@ PARTS: Mapping[str, Sequence[str]] = {
     "reward": ("reward",),
     "terminated": ("terminated",),
 }
-"""Which part of a transition each of them is about, for what combines them. `unforeseen` is watched by itself: as one of
-the motion it helps little where gravity is off (0.60 for 0.57), and costs 0.02 where pictures freeze or blur."""
+"""Which part of a transition each of them is about, for what combines them. `unforeseen` is watched by itself: as one
+of the motion it helps little where gravity is off (0.60 for 0.57), and costs 0.02 where pictures freeze or blur."""
 WINDOWS = (1, 8, 50)
 """Transitions that statistics are averaged over."""
 STILL = 1e-4
