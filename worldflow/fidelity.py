@@ -52,7 +52,8 @@ class EvaluateConfig:
     """How to evaluate a world; also the options of `worldflow evaluate`."""
 
     horizon: int = 64
-    """Steps to imagine ahead; cut to what a quarter of the held-out episodes has room for."""
+    """Steps to imagine ahead; cut to what a quarter of the held-out episodes has room for. Clips that last nearly as
+    long as episodes all begin with them: look at the first steps by a short horizon, too."""
     clips: int = 64
     """Held-out clips to measure on."""
     samples: int = 16
