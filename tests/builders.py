@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -12,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from PIL import Image
 from torch import nn
 
 from worldflow.codec import CodecConfig
@@ -440,3 +444,9 @@ class DotEnv(gym.Env[Any, np.ndarray]):
         pixels[row : row + 4, column : column + 4] = (250, 120, 60)
         motion = np.concatenate((self.place, np.clip(self.speed, -1, 1)))
         return {"pixels": pixels, "motion": motion, "clock": np.array([self.steps], np.float32)}
+
+
+def moving_pictures(page: str) -> int:
+    """How many pictures of a page move."""
+    found = re.findall(r"data:image/(?:gif|webp);base64,([^\"]*)", page)
+    return sum(getattr(Image.open(io.BytesIO(base64.b64decode(data))), "n_frames", 1) > 1 for data in found)
