@@ -27,7 +27,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from worldflow.atomic import write_bytes
 from worldflow.data import Dataset
 from worldflow.hints import did_you_mean
-from worldflow.recipes import TrainConfig
+from worldflow.recipes import TrainConfig, completed
 from worldflow.timing import machine
 from worldflow.train import train
 
@@ -133,9 +133,7 @@ def _begin(out: Path, settings: Mapping[str, Any], config: TrainConfig) -> None:
     path = out / "begun.json"
     if path.is_file():
         before = json.loads(path.read_text())
-        # Options that came after the first runs were what they are by default.
-        before["config"] = json.loads(json.dumps(asdict(TrainConfig()))) | before["config"]
-        if before != json.loads(begun):
+        if before | {"config": completed(before["config"])} != json.loads(begun):
             raise ValueError(f"{out} holds runs of another recipe or data set; name another folder, or remove it")
     write_bytes(path, begun.encode())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from worldflow.codec import CodecConfig
@@ -15,7 +15,7 @@ from worldflow.symmetry import Symmetry
 from worldflow.types import DataSpec
 from worldflow.world import TextSpec, WorldConfig
 
-__all__ = ["Preset", "TrainConfig", "world_config"]
+__all__ = ["Preset", "TrainConfig", "completed", "world_config"]
 
 Preset = Literal["tiny", "base", "large"]
 
@@ -216,6 +216,11 @@ class TrainConfig:
         elif self.symmetry == "square" and data.frame_shape[0] != data.frame_shape[1]:
             rows, columns, _ = data.frame_shape
             raise ValueError(f"quarter turns are of square frames, these have {rows} x {columns} pixels; use 'mirror'")
+
+
+def completed(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """A training's options as they were recorded; those that came later were what they are by default."""
+    return asdict(TrainConfig()) | dict(recorded)
 
 
 def world_config(

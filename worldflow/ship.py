@@ -27,7 +27,7 @@ from worldflow.atomic import write_bytes
 from worldflow.data import Dataset
 from worldflow.fingerprint import fingerprint
 from worldflow.hints import did_you_mean
-from worldflow.recipes import TrainConfig
+from worldflow.recipes import TrainConfig, completed
 from worldflow.shipped import MAX_BYTES, PREFIX, package_folder
 from worldflow.train import train
 
@@ -227,8 +227,7 @@ def _record(name: str, recipe: WorldRecipe, data: Dataset, run: Path) -> dict[st
         "summary": recipe.summary,
         "recipe": asdict(recipe),
         "is_recorded_by_recipe": bool(recordings) and is_recorded,
-        # Options that came after a training were what they are by default.
-        "is_trained_by_recipe": asdict(TrainConfig()) | training == json.loads(json.dumps(asdict(recipe.train))),
+        "is_trained_by_recipe": completed(training) == json.loads(json.dumps(asdict(recipe.train))),
         "training": training,
         "data": {
             "environment": json.loads(data.spec.env_spec)["id"] if data.spec.env_spec else None,
