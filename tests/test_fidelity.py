@@ -152,6 +152,29 @@ def test_physics_is_the_probed_state_against_the_recorded_one(fidelity: Fidelity
     np.testing.assert_allclose(drift, expected, rtol=1e-4)
 
 
+def test_first_steps_are_measured_on_short_clips_from_anywhere(
+    fidelity: Fidelity, run: Path, world: WorldModel, data: Path
+) -> None:
+    # two held-out episodes of 14 transitions hold 2 x 9 windows of 2 + 4, and all of them are taken
+    clips = whole_clips(Dataset(data), past=PAST, horizon=4, num_clips=256, seed=2)
+    assert len(clips.frames) == 18 and set(clips.start.tolist()) == set(range(9))
+    assert fidelity.protocol["clips of the first steps"] == 18
+    near, horizons = fidelity.measures["near_psnr"], (1, 2, 3, 4)
+    assert near.horizons == fidelity.measures["near_physics_excess"].horizons == horizons
+    real = clips.frames[:, PAST + 1 :].double()
+    copied = (clips.frames[:, PAST : PAST + 1].double() - real).square().mean((0, 2, 3, 4)).numpy()
+    np.testing.assert_allclose(near.curves["copy last"].mean, decibels(copied), rtol=1e-9)
+    generator = torch.Generator().manual_seed(2)
+    futures = imagine_clips(world, clips, past=PAST, num_samples=3, generator=generator).frames.double()
+    error = (futures - real).square().mean((0, 1, 3, 4, 5)).numpy()
+    np.testing.assert_allclose(near.curves["world"].mean, decibels(error), rtol=1e-9)
+    assert {"world", "mean of 3", "deterministic", "copy last"} == set(near.curves)
+    without = evaluate(run, data, progress=False, **SMALL | {"near_clips": 0, "long": 0})
+    assert "near_psnr" not in without.measures and "--near-clips 0" in without.left_out["first steps"]
+    short = evaluate(run, data, progress=False, **SMALL | {"horizon": 4, "long": 0})
+    assert "near_psnr" not in short.measures and "come from anywhere already" in short.left_out["first steps"]
+
+
 def test_the_still_object_stays_in_real_frames_and_not_in_noise(fidelity: Fidelity) -> None:
     kept = fidelity.measures["still_in_place"].curves
     assert kept["real frames"].mean.mean() > 0.8  # the moving square hides it now and then

@@ -168,6 +168,7 @@ def _measure(dataset: Dataset, folder: Path, out: Path, *, clips: int, samples: 
         clips=clips,
         samples=samples,
         horizon=horizon,
+        near_clips=0,
         long=0,
         baseline_minutes=0,
         progress=False,

@@ -26,7 +26,7 @@ from worldflow import fidelity_measures, fidelity_outcomes
 from worldflow.checkpoint import load
 from worldflow.data import Dataset
 from worldflow.evaluate import choose_horizon, held_out_clips, other_actions, whole_clips
-from worldflow.fidelity_frames import batches, make_gauge, read_frames
+from worldflow.fidelity_frames import Frames, batches, make_gauge, read_frames, read_outcomes
 from worldflow.fidelity_long import LongRollouts, roll
 from worldflow.fidelity_measures import Found
 from worldflow.fidelity_types import REAL, WORLD, Fidelity
@@ -46,16 +46,21 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluateConfig", "evaluate"]
 
+NEAR = 4
+"""Steps of the short clips."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """How to evaluate a world; also the options of `worldflow evaluate`."""
 
     horizon: int = 64
-    """Steps to imagine ahead; cut to what a quarter of the held-out episodes has room for. Clips that last nearly as
-    long as episodes all begin with them: look at the first steps by a short horizon, too."""
+    """Steps to imagine ahead; cut to what a quarter of the held-out episodes has room for."""
     clips: int = 64
     """Held-out clips to measure on."""
+    near_clips: int = 256
+    """Held-out clips of the first four steps alone, from anywhere in all held-out episodes: clips that last nearly as
+    long as episodes all begin with them. 0 leaves them out."""
     samples: int = 16
     """Futures to imagine of each clip."""
     long: int = 500
@@ -75,7 +80,7 @@ class EvaluateConfig:
         for name in ("horizon", "clips", "samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("long", "long_rollouts", "seed", "probe_steps"):
+        for name in ("near_clips", "long", "long_rollouts", "seed", "probe_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.baseline_minutes is not None and not 0 <= self.baseline_minutes < math.inf:
@@ -186,6 +191,7 @@ class _Evaluation:
         is_own = folder is not None and not folder.resolve().is_relative_to(package_folder().resolve())
         self.cache = folder if is_own and os.access(folder or "", os.W_OK) else None
         self.past = world.config.flow.window - 1
+        self.num_near = 0
         self.left_out: dict[str, str] = {}
         self.found: list[Found] = []
 
@@ -208,20 +214,20 @@ class _Evaluation:
         outcome_clips = held_out_clips(
             self.dataset, past=past, horizon=self.horizon, num_clips=config.clips, seed=config.seed + 1
         )
-        frames = read_frames(
+        generator = torch.Generator().manual_seed(config.seed)
+        frames = self._read(gauge, clips, shuffled, predictor, generator)
+        outcomes = read_outcomes(
             self.world,
-            gauge,
-            clips,
-            shuffled,
             outcome_clips,
-            predictor=predictor,
+            past=past,
             num_samples=config.samples,
-            seed=config.seed,
+            generator=generator,
             progress=self.progress,
         )
-        truth = None if states is None or probe is None else gauge.true_state(states)
-        self._measure(frames.readings, gauge, clips, truth)
-        self._outcomes(frames.outcomes, outcome_clips)
+        self._measure(frames.readings, gauge, clips, _truth(gauge, states))
+        if (near := self._first_steps(gauge, predictor)) is not None:
+            self.found.append(near)
+        self._outcomes(outcomes, outcome_clips)
         if shuffled is None:
             self._leave_out(("action sensitivity",), "it needs at least 2 clips")
         self.found.append(fidelity_outcomes.likelihood(self.world, clips, shuffled, past=past, seed=config.seed))
@@ -238,6 +244,25 @@ class _Evaluation:
             else replace(frames.pictures, long=long.frames, long_every=long.every),
         )
 
+    def _read(
+        self,
+        gauge: Gauge,
+        clips: Clip,
+        shuffled: torch.Tensor | None,
+        predictor: FramePredictor | None,
+        generator: torch.Generator,
+    ) -> Frames:
+        return read_frames(
+            self.world,
+            gauge,
+            clips,
+            shuffled,
+            predictor=predictor,
+            num_samples=self.config.samples,
+            generator=generator,
+            progress=self.progress,
+        )
+
     # -- instruments ------------------------------------------------------------------------------------------------
 
     def _states(self, clips: Clip) -> np.ndarray | None:
@@ -251,7 +276,7 @@ class _Evaluation:
                     where = f"episode {number} of {self.dataset.path}"
                     known[number] = recorded_state(self.dataset.episode(number), where=where)
                 first = start + self.past + 1
-                rows.append(known[number][first : first + self.horizon])
+                rows.append(known[number][first : first + clips.actions.shape[1] - self.past])
         except ValueError as error:
             self._leave_out(("physics", "jumps", "drift of permanent coordinates"), str(error))
             return None
@@ -322,6 +347,20 @@ class _Evaluation:
         if readings[REAL].features is not None and gauge.encoder is not None:
             add(fidelity_measures.frechet(readings, clips.episode.numpy(), encoder=gauge.encoder.name))
 
+    def _first_steps(self, gauge: Gauge, predictor: FramePredictor | None) -> Found | None:
+        """The errors of short clips from anywhere, beside those of long ones."""
+        if self.config.near_clips == 0:
+            return self._leave_out(("first steps",), "asked for none (--near-clips 0)")
+        if self.horizon <= NEAR:
+            return self._leave_out(("first steps",), f"clips of {self.horizon} steps come from anywhere already")
+        seed = self.config.seed + 2
+        clips = whole_clips(self.dataset, past=self.past, horizon=NEAR, num_clips=self.config.near_clips, seed=seed)
+        self.num_near = len(clips.frames)
+        gauge = replace(gauge, encoder=None, stills=None, perceptual=None)
+        frames = self._read(gauge, clips, None, predictor, torch.Generator().manual_seed(seed))
+        truth = _truth(gauge, None if gauge.probe is None else self._states(clips))
+        return fidelity_measures.first_steps(frames.readings, truth, self.num_near)
+
     def _outcomes(self, outcomes: fidelity_outcomes.Outcomes, clips: Clip) -> None:
         past, dataset = self.past, self.dataset
         train = np.concatenate([dataset.outcomes(int(i))[1] for i in dataset.episodes("train")])
@@ -382,6 +421,7 @@ class _Evaluation:
             "horizon": self.horizon,
             "clips": len(clips.frames),
             "episodes of the clips": len(clips.episode.unique()),
+            "clips of the first steps": self.num_near,
             "clips for outcomes": len(outcome_clips.frames),
             "samples": config.samples,
             "long": config.long,
@@ -398,6 +438,11 @@ class _Evaluation:
                 "python": platform.python_version(),
             },
         }
+
+
+def _truth(gauge: Gauge, states: np.ndarray | None) -> np.ndarray | None:
+    """Recorded states as the gauge's probe counts them, where there is one."""
+    return None if states is None or gauge.probe is None else gauge.true_state(states)
 
 
 def _named(path: str | os.PathLike[str]) -> str:

@@ -20,7 +20,7 @@ from worldflow.gauge import WINDOW, Gauge, Projections, Reading, Stills, joined
 from worldflow.index import sample_index
 from worldflow.manifold import training_frames
 from worldflow.perceptual import perceptual_distance
-from worldflow.types import Clip, Dream
+from worldflow.types import Clip
 from worldflow.world import WorldModel
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from worldflow.predictor import FramePredictor
     from worldflow.probe import StateProbe
 
-__all__ = ["Frames", "batches", "make_gauge", "read_frames"]
+__all__ = ["Frames", "batches", "make_gauge", "read_frames", "read_outcomes"]
 
 NUM_SHOWN = 4
 OUTCOME_SAMPLES = 4
@@ -42,10 +42,9 @@ BYTES = 2**28
 
 @dataclass(frozen=True, kw_only=True)
 class Frames:
-    """What is left of the frames: readings by predictor, outcomes, and a few to look at."""
+    """What is left of the frames: readings by predictor, and a few to look at."""
 
     readings: Mapping[str, Reading]
-    outcomes: Outcomes
     pictures: Pictures
 
 
@@ -98,11 +97,10 @@ def read_frames(
     gauge: Gauge,
     clips: Clip,
     shuffled: Tensor | None,
-    outcome_clips: Clip,
     *,
     predictor: FramePredictor | None,
     num_samples: int,
-    seed: int,
+    generator: torch.Generator,
     progress: bool,
 ) -> Frames:
     """Read everything that is imagined, predicted, copied or real, a few clips at a time.
@@ -112,44 +110,38 @@ def read_frames(
         gauge: Reads frames.
         clips: Whole clips.
         shuffled: Their actions with those of other clips, or None.
-        outcome_clips: Clips that may end early, for reward and termination.
         predictor: The deterministic baseline, or None.
         num_samples: Futures of each clip.
-        seed: Of everything imagined.
+        generator: Of everything imagined.
         progress: Show a progress bar.
     """
-    past, generator = gauge.past, torch.Generator().manual_seed(seed)
-    horizon, num_outcome = clips.actions.shape[1] - past, min(OUTCOME_SAMPLES, num_samples)
-    total = len(clips.frames) * (num_samples + (shuffled is not None)) + len(outcome_clips.frames) * num_outcome
+    past = gauge.past
+    horizon, total = clips.actions.shape[1] - past, len(clips.frames) * (num_samples + (shuffled is not None))
     parts: dict[str, list[Reading]] = {}
     shown: dict[str, list[np.ndarray]] = {}
-    outcomes = []
     with tqdm(total=horizon * total, desc="imagine", unit="step", unit_scale=True, disable=not progress) as bar:
 
-        def imagine(part: Clip, num: int) -> Dream:
+        def imagine(part: Clip, num: int) -> Tensor:
             dream = imagine_clips(world, part, past=past, num_samples=num, generator=generator)
             bar.update(len(part.frames) * num * horizon)
-            return dream
+            return dream.frames.cpu()
 
         for part, actions in batches(clips, shuffled, rows=num_samples):
             real = part.frames[None, :, past + 1 :]
-            predictions = {WORLD: imagine(part, num_samples).frames.cpu(), REAL: real}
+            predictions = {WORLD: imagine(part, num_samples), REAL: real}
             predictions[COPY] = part.frames[None, :, past : past + 1].expand_as(real)
             if predictor is not None:
                 given = part.frames[:, : past + 1], part.actions[:, :past], part.actions[:, past:]
                 predictions[DETERMINISTIC] = predictor.rollout(*given).cpu()[None]
             if actions is not None:
-                predictions[SHUFFLED] = imagine(Clip(**{**vars(part), "actions": actions}), 1).frames.cpu()
+                predictions[SHUFFLED] = imagine(Clip(**{**vars(part), "actions": actions}), 1)
             for name, frames in predictions.items():
                 parts.setdefault(name, []).append(gauge.read(part, frames))
             if sum(map(len, shown.get("real", []))) < NUM_SHOWN:
                 _show(shown, part.frames[:, past], predictions)
-        for part, _ in batches(outcome_clips, None, rows=num_outcome):
-            outcomes.append(Outcomes.of(imagine(part, num_outcome)))
     real, last, mean = (np.concatenate(shown[name])[:NUM_SHOWN] for name in ("real", "last", "mean"))
     return Frames(
         readings={name: joined(each) for name, each in parts.items()},
-        outcomes=Outcomes.joined(outcomes),
         pictures=Pictures(
             last=last,
             real=real,
@@ -158,6 +150,28 @@ def read_frames(
             deterministic=None if predictor is None else np.concatenate(shown[DETERMINISTIC])[:NUM_SHOWN],
         ),
     )
+
+
+def read_outcomes(
+    world: WorldModel, clips: Clip, *, past: int, num_samples: int, generator: torch.Generator, progress: bool
+) -> Outcomes:
+    """Rewards and ends of imagined futures of clips that may end early.
+
+    Args:
+        world: The world.
+        clips: The clips.
+        past: Transitions of each before the first one to imagine.
+        num_samples: Futures of each clip; at most `OUTCOME_SAMPLES` are imagined.
+        generator: Of everything imagined.
+        progress: Show a progress bar.
+    """
+    num, horizon, outcomes = min(OUTCOME_SAMPLES, num_samples), clips.actions.shape[1] - past, []
+    total = horizon * len(clips.frames) * num
+    with tqdm(total=total, desc="outcomes", unit="step", unit_scale=True, disable=not progress) as bar:
+        for part, _ in batches(clips, None, rows=num):
+            outcomes.append(Outcomes.of(imagine_clips(world, part, past=past, num_samples=num, generator=generator)))
+            bar.update(len(part.frames) * num * horizon)
+    return Outcomes.joined(outcomes)
 
 
 def batches(clips: Clip, actions: Tensor | None, *, rows: int) -> Iterator[tuple[Clip, Tensor | None]]:

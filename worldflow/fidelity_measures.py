@@ -6,7 +6,7 @@ Each function takes what a gauge has read from every predictor's frames on the s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -33,6 +33,7 @@ __all__ = [
     "SHUFFLED",
     "Found",
     "calibration",
+    "first_steps",
     "frechet",
     "permanence",
     "physics",
@@ -152,6 +153,23 @@ def physics(
     }
     jumps = _jumps(readings)
     return Found(measures={**measures, **jumps.measures}, numbers=jumps.numbers, tables=tables)
+
+
+def first_steps(
+    readings: Mapping[str, Reading], truth: Float64[np.ndarray, "clip time value"] | None, num_clips: int
+) -> Found:
+    """Error of pixels and of the probed state, of many short clips; without a true state, of pixels alone."""
+    found = dict(pictures(readings).measures)
+    if truth is not None:
+        found |= physics(readings, truth, names=[str(k) for k in range(truth.shape[-1])]).measures
+    measures = {
+        f"near_{name}": replace(
+            found[name], title=f"{found[name].title}, first steps", about=f"Of {num_clips} clips. {found[name].about}"
+        )
+        for name in ("psnr", "physics_excess")
+        if name in found
+    }
+    return Found(measures=measures, numbers={}, tables={})
 
 
 def _jumps(readings: Mapping[str, Reading]) -> Found:

@@ -17,6 +17,7 @@ __all__ = ["write_report"]
 SECTIONS = {
     "Looks": ("psnr", "ssim", "lpips", "frechet"),
     "Physics": ("physics", "physics_excess", "jumps"),
+    "First steps, from anywhere in the episodes": ("near_psnr", "near_physics_excess"),
     "Permanence": ("still_in_place", "presence", "drift"),
     "Reward and termination": ("reward", "termination"),
     "Actions and likelihood": ("nll",),

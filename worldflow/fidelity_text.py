@@ -8,7 +8,19 @@ from worldflow.fidelity_types import Fidelity, Measure, Number
 
 __all__ = ["as_text", "number_text", "table_rows"]
 
-SHORT = ("psnr", "ssim", "physics", "physics_excess", "still_in_place", "drift", "reward", "termination", "coverage")
+SHORT = (
+    "psnr",
+    "ssim",
+    "physics",
+    "physics_excess",
+    "near_psnr",
+    "near_physics_excess",
+    "still_in_place",
+    "drift",
+    "reward",
+    "termination",
+    "coverage",
+)
 
 
 def as_text(fidelity: Fidelity) -> str:
