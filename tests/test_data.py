@@ -518,7 +518,7 @@ def test_captions_travel_with_episodes(tmp_path: Path) -> None:
 
 def test_outcomes_are_the_episodes_own(dataset: Dataset) -> None:
     for number in range(len(dataset)):
-        actions, rewards = dataset.outcomes(number)
+        actions, rewards, _ = dataset.outcomes(number)
         episode = dataset.episode(number)
         np.testing.assert_array_equal(actions, episode.actions)
         np.testing.assert_array_equal(rewards, episode.rewards)

@@ -169,9 +169,10 @@ def test_first_steps_are_measured_on_short_clips_from_anywhere(
     error = (futures - real).square().mean((0, 1, 3, 4, 5)).numpy()
     np.testing.assert_allclose(near.curves["world"].mean, decibels(error), rtol=1e-9)
     assert {"world", "mean of 3", "deterministic", "copy last"} == set(near.curves)
-    without = evaluate(run, data, progress=False, **SMALL | {"near_clips": 0, "long": 0})
+    options = SMALL | {"long": 0}
+    without = evaluate(run, data, progress=False, **{**options, "near_clips": 0})
     assert "near_psnr" not in without.measures and "--near-clips 0" in without.left_out["first steps"]
-    short = evaluate(run, data, progress=False, **SMALL | {"horizon": 4, "long": 0})
+    short = evaluate(run, data, progress=False, **{**options, "horizon": 4})
     assert "near_psnr" not in short.measures and "come from anywhere already" in short.left_out["first steps"]
 
 

@@ -46,6 +46,7 @@ from worldflow.log import read_log
 from worldflow.long_video import DriftBench
 from worldflow.recipes import TrainConfig
 from worldflow.score_command import Alarmed, Score
+from worldflow.team import Team
 from worldflow.train import train
 from worldflow.video import beside as side_by_side
 from worldflow.video import film_strip, save_png, write_video
@@ -162,9 +163,11 @@ class Train:
     config: OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
     """How to train."""
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> dict[str, Any] | None:
         """Train."""
         world = train(self.dataset, out=self.out, config=self.config, resume=self.resume)
+        if not Team.of(world.device).leads:
+            return None
         looks = [record for record in read_log(Path(self.out)) if "held_out/above_floor" in record]
         result = {"run": self.out, "parameters": sum(p.numel() for p in world.parameters())}
         if looks:

@@ -26,7 +26,7 @@ from worldflow.stored_frames import DAMAGED, check_stored, read_frames, stored_p
 from worldflow.types import Clip, DataSpec, Episode
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32, Int64, Shaped, UInt8
+    from jaxtyping import Bool, Float32, Int64, Shaped, UInt8
 
 __all__ = [
     "Dataset",
@@ -151,8 +151,10 @@ class Dataset:
         with self._reading(self._number(number)) as group:
             return _caption(group)
 
-    def outcomes(self, number: int) -> tuple[Shaped[np.ndarray, "time *action"], Float32[np.ndarray, " time"]]:
-        """Read an episode's actions and rewards, checked, and leave its frames on disk."""
+    def outcomes(
+        self, number: int
+    ) -> tuple[Shaped[np.ndarray, "time *action"], Float32[np.ndarray, " time"], Bool[np.ndarray, " time"]]:
+        """Read an episode's actions, rewards and terminations, checked, and leave its frames on disk."""
         length, nothing = int(self.lengths[number]), blank_frames(self.spec, ())
         with self._reading(number) as group:
             episode = checked_episode(
@@ -165,7 +167,7 @@ class Dataset:
                 infos={},
                 where=f"episode {number} of {self.path}",
             )
-        return episode.actions, episode.rewards
+        return episode.actions, episode.rewards, episode.terminated
 
     def info(self, number: int, name: str) -> np.ndarray | None:
         """Read one entry of an episode's infos, a row a frame; None where it has none of this name."""

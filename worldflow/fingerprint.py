@@ -57,7 +57,7 @@ def episode_hashes(dataset: Dataset, split: Split = "all") -> list[str]:
     """
     hashes = []
     for number in dataset.episodes(split).tolist():
-        actions, rewards = dataset.outcomes(number)
+        actions, rewards, _ = dataset.outcomes(number)
         last = int(dataset.lengths[number])
         first_frame, last_frame = (dataset.frames(number, at, at + 1)[0] for at in (0, last))
         hashes.append(_hash(actions, rewards, *_parts(first_frame), *_parts(last_frame)))

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from worldflow.attention import Mixing
 from worldflow.captured import Captured, captured_or_none
 from worldflow.muon import Muon, has_bfloat16
+from worldflow.team import ALONE, Team
 from worldflow.threads import ThreadChoice
 
 __all__ = ["CODEC", "FLOW", "DrawnLoss", "FitState", "Log", "Stage", "fit"]
@@ -106,6 +107,7 @@ def fit(
     save_every: float,
     progress: bool,
     clock: Callable[[], float] = time.monotonic,
+    team: Team = ALONE,
 ) -> None:
     """Minimize a loss.
 
@@ -121,7 +123,7 @@ def fit(
         weight_decay: Of matrices.
         clip_norm: Gradients are scaled down to this norm; a step whose norm is not finite, or over ten times both this
             and what it was of late, is not taken.
-        items: Frames or transitions of a batch, for the throughput.
+        items: Frames or transitions of a batch, for the throughput; of this process, where there are more.
         device: Where the module is.
         start: Where an earlier fit stopped.
         look: Called every `look_every` minutes and at the end; returns metrics to log.
@@ -130,6 +132,8 @@ def fit(
         save_every: Minutes.
         progress: Show a progress bar.
         clock: Tells seconds, from any beginning.
+        team: The processes that take each step together, all with these arguments; `look` and `save` are called in all
+            of them. On a GPU nothing is recorded then.
     """
     optimizers = _optimizers(module, learning_rate=learning_rate, weight_decay=weight_decay, device=device)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
@@ -145,9 +149,9 @@ def fit(
 
     # The number of threads changes the last bits of sums: a fit of so many steps stays as it is, so that it can be
     # repeated; one of so many minutes never could.
-    threads = None if minutes is None or device.type != "cpu" else ThreadChoice()
+    threads = None if minutes is None or device.type != "cpu" or team.size > 1 else ThreadChoice()
 
-    taking = _Steps(module, optimizers, batch_loss, clip_norm=clip_norm, device=device)
+    taking = _Steps(module, optimizers, batch_loss, clip_norm=clip_norm, device=device, team=team)
 
     def seconds() -> float:
         return clock() - begin
@@ -165,9 +169,10 @@ def fit(
         disable=not progress,
         bar_format="{desc}: {percentage:3.0f}% |{bar}| {elapsed} left {remaining}{postfix}",
     )
+    now = spent  # by the leader's clock: all must look, save and end at the same step
     with bar, _kept_when_interrupted(lambda: save(state())):
         for step in itertools.count(first):
-            done = step / steps if minutes is None else seconds() / (60 * minutes)
+            done = step / steps if minutes is None else now / (60 * minutes)
             if done >= 1:
                 break
             for group in groups:
@@ -181,21 +186,24 @@ def fit(
                         taking.update()
                     # A step that is not taken counts, too: gradients that stay large must not stop a fit for good.
                     usual += 0.1 * (min(norm, most) - usual)
-            bar.update(1 if minutes is None else min(seconds(), 60 * minutes) - bar.n)
+            now = team.told(seconds())
+            bar.update(1 if minutes is None else min(now, 60 * minutes) - bar.n)
             if step % LOG_EVERY == 0:
                 shown = {name: float(value) for name, value in metrics.items()}
-                shown[stage.rate] = items * (step + 1 - first) / max(seconds() - spent, 1e-9)
+                shown[stage.rate] = team.size * items * (step + 1 - first) / max(now - spent, 1e-9)
                 shown[f"{stage.name}/gradient_norm"] = norm
-                log.write(step, seconds(), shown)
+                log.write(step, now, shown)
                 name = stage.headline.split("/")[1].replace("_", " ")
                 bar.set_postfix_str(f"{name} {shown[stage.headline]:.3f}, {shown[stage.rate]:.0f}/s")
-            if look is not None and seconds() >= next_look:
-                log.write(step, seconds(), look())
-                next_look = seconds() + 60 * look_every
-            if seconds() >= next_save:
+            if look is not None and now >= next_look:
+                log.write(step, now, look())
+                now = team.told(seconds())
+                next_look = now + 60 * look_every
+            if now >= next_save:
                 step += 1  # this one is done
                 save(state())
-                next_save = seconds() + 60 * save_every
+                now = team.told(seconds())
+                next_save = now + 60 * save_every
     if look is not None:
         log.write(step, seconds(), look())
     save(state())
@@ -216,11 +224,12 @@ class _Steps:
         *,
         clip_norm: float,
         device: torch.device,
+        team: Team,
     ) -> None:
         self._module, self._optimizers, self._clip_norm, self._device = module, optimizers, clip_norm, device
         self._parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-        self._batch_loss = batch_loss
-        self._is_recorded = device.type == "cuda" and isinstance(batch_loss, DrawnLoss)
+        self._batch_loss, self._team = batch_loss, team
+        self._is_recorded = device.type == "cuda" and isinstance(batch_loss, DrawnLoss) and team.size == 1
         self._gradients: Captured[tuple[dict[str, Tensor], Tensor]] | None = None
         self._update: Captured[None] | None = None
         self._taken = 0
@@ -255,6 +264,7 @@ class _Steps:
             loss, metrics = batch_loss()
         self._module.zero_grad(set_to_none=True)
         loss.backward()
+        self._team.average_gradients(self._parameters)
         return metrics, nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
 
     def _step(self) -> None:

@@ -32,7 +32,7 @@ MOST_NOISE = 3.0
 """Most noise that frames are redrawn through, as a multiple of the density's own: each gets a share of it at random.
 So drafts learn to put right what is a little wrong; from clean frames only, they copy every fault of a world's own."""
 
-__all__ = ["LatentBatch", "LatentData", "encode_dataset", "redrawn", "sample_frames"]
+__all__ = ["LatentBatch", "LatentData", "encode_dataset", "encoded_dataset", "redrawn", "sample_frames"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,11 +198,10 @@ def encode_dataset(
         OSError: If the file could not be written; nothing is left of it.
     """
     lengths = np.asarray(dataset.lengths, dtype=np.int64)
-    first = np.concatenate(([0], np.cumsum(lengths + 1)))
     header = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)),
         "fortran_order": False,
-        "shape": (len(symmetries) * int(first[-1]), 2, codec.config.num_tokens, codec.config.token_dim),
+        "shape": (len(symmetries) * int(np.sum(lengths + 1)), 2, codec.config.num_tokens, codec.config.token_dim),
     }
     outcomes, done = [], 0
     with replacing(path) as temporary, temporary.open("wb") as file:
@@ -225,12 +224,29 @@ def encode_dataset(
                     done += len(frames)
                     waiting = []
                     yield done
+    yield _mapped(path, lengths, outcomes)
+
+
+def encoded_dataset(dataset: Dataset, path: Path) -> LatentData:
+    """What `encode_dataset` made of a data set, read from its file.
+
+    Args:
+        dataset: The data set.
+        path: The file.
+    """
+    outcomes = [dataset.outcomes(number) for number in range(len(dataset))]
+    return _mapped(path, np.asarray(dataset.lengths, dtype=np.int64), outcomes)
+
+
+def _mapped(
+    path: Path, lengths: Int64[np.ndarray, " episode"], outcomes: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
+) -> LatentData:
     actions, rewards, terminated = (np.concatenate(part) for part in zip(*outcomes, strict=True))
     codes = np.load(path, mmap_mode="r")
-    yield LatentData(
+    return LatentData(
         x=codes[:, 0],
         shown=codes[:, 1],
-        first_frame=first[:-1],
+        first_frame=np.concatenate(([0], np.cumsum(lengths + 1)))[:-1],
         lengths=lengths,
         actions=actions,
         rewards=rewards.astype(np.float32),

@@ -93,7 +93,7 @@ def long_actions(
     for _ in range(num_rollouts):
         parts, num = [], 0
         while num < num_steps:
-            actions, _ = dataset.outcomes(int(draw.choice(episodes)))
+            actions, _, _ = dataset.outcomes(int(draw.choice(episodes)))
             parts.append(actions)
             num += len(actions)
         rows.append(np.concatenate(parts)[:num_steps])

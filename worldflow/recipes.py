@@ -114,7 +114,7 @@ class TrainConfig:
     codec_batch: int = 64
     """Frames of a step of the codec."""
     batch: int | None = None
-    """Clips of a step of the flow; 16 unless given, 32 of vectors."""
+    """Clips of a step of the flow; 16 unless given, 32 of vectors. Each process that torchrun starts takes as many."""
     window: int | None = None
     """Frames in view of attention, the current one included; the preset's unless given. Worlds are started from one
     frame less: the more, the better speeds are known."""

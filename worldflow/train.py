@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,13 @@ from worldflow.heads import RewardSupport
 from worldflow.hints import did_you_mean
 from worldflow.index import sample_index, window_index
 from worldflow.joint import JointClips
-from worldflow.latents import LatentData, encode_dataset
-from worldflow.log import TrainLog
+from worldflow.latents import LatentData, encode_dataset, encoded_dataset
+from worldflow.log import NoLog, TrainLog
 from worldflow.loss import draw_clips, flow_loss, loss_of_drawn
 from worldflow.recipes import TrainConfig, world_config
 from worldflow.saved_training import SavedTraining
 from worldflow.symmetry import ActionMaps, elements
+from worldflow.team import Team
 from worldflow.text_condition import Captions, embed_captions
 from worldflow.training_folder import TrainingFolder
 from worldflow.vector_codec import VectorCodec, vector_statistics
@@ -79,6 +81,7 @@ def train(
         raise ValueError(f"give either config or its fields, got both config and {sorted(options)}")
     config = config or _config(options)
     device = chosen_device(config.device)
+    team = Team.of(device)
     dataset = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
@@ -92,6 +95,7 @@ def train(
     if np.asarray(dataset.lengths)[dataset.episodes("held_out")].max() < 2:
         raise ValueError("no held-out episode is longer than 1 transition; record longer episodes, or more of them")
     config.check(dataset.spec)
+    team.wait()  # all have found the folder as it was
     folder.mkdir(parents=True, exist_ok=True)
 
     run = _Run(
@@ -99,11 +103,11 @@ def train(
         dataset=dataset,
         config=config,
         sizes=sizes,
-        device=device,
-        progress=progress,
+        team=team,
+        progress=progress and team.leads,
         clock=clock,
     )
-    with TrainLog(folder, is_resumed=resume) as log:
+    with TrainLog(folder, is_resumed=resume) if team.leads else nullcontext(NoLog()) as log:
         return run(log, is_resumed=resume)
 
 
@@ -147,32 +151,30 @@ class _Run:
         dataset: Dataset,
         config: TrainConfig,
         sizes: Mapping[str, Any] | None,
-        device: torch.device,
+        team: Team,
         progress: bool,
         clock: Callable[[], float],
     ) -> None:
-        self.sizes, self.clock = sizes, clock
-        self.dataset, self.config, self.device, self.progress = dataset, config, device, progress
+        self.sizes, self.clock, self.team = sizes, clock, team
+        self.dataset, self.config, self.device, self.progress = dataset, config, team.device, progress
         self.kept = TrainingFolder(folder, dataset, config)
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.generator = torch.Generator().manual_seed(team.seed(config.seed))
         self.noise = self.generator  # on a GPU its own, which draws where the noise is used
-        if device.type == "cuda":
-            self.noise = torch.Generator(device).manual_seed(config.seed)
+        if self.device.type == "cuda":
+            self.noise = torch.Generator(self.device).manual_seed(team.seed(config.seed))
         self.saved: SavedTraining | None = None
         self.symmetries = elements(config.symmetry)
         self.maps: ActionMaps | None = None
         if len(self.symmetries) > 1:
-            self.maps = ActionMaps(len(self.symmetries), dataset.spec.action.feature_dim).to(device)
+            self.maps = ActionMaps(len(self.symmetries), dataset.spec.action.feature_dim).to(self.device)
         self.spent: dict[str, float] = {}  # seconds that each stage was trained
 
-    def __call__(self, log: TrainLog, *, is_resumed: bool) -> WorldModel:
+    def __call__(self, log: TrainLog | NoLog, *, is_resumed: bool) -> WorldModel:
         config = self.config
         if is_resumed:
             self.saved = SavedTraining.read(self.kept.path / "training.pt")
             self.spent = self.saved.spent
-            self.generator.set_state(self.saved.generator)
-            if self.noise is not self.generator and self.saved.noise is not None:
-                self.noise.set_state(self.saved.noise)
+            self._go_on_drawing(self.saved)
         lengths = np.asarray(self.dataset.lengths, dtype=np.int64)
         captions = None if config.text is None else self._captions(config.text)
         with torch.random.fork_rng(devices=[]):  # weights are drawn from the global generator: borrow it, give it back
@@ -200,10 +202,23 @@ class _Run:
         self._fit_flow(world, clips, lengths, log)
         if isinstance(world.codec, LatentCodec) and config.joint:
             self._codec_frames().settle(world.codec)
+        self.team.share(world)
         world.eval()
-        self.kept.write_world(world, seconds=sum(self.spent.values()))
-        (self.kept.path / "latents.npy").unlink(missing_ok=True)
+        if self.team.leads:
+            self.kept.write_world(world, seconds=sum(self.spent.values()))
+            (self.kept.path / "latents.npy").unlink(missing_ok=True)
+        self.team.wait()
         return world
+
+    def _go_on_drawing(self, saved: SavedTraining) -> None:
+        """Draw what would have come next; only the leader's generators were kept, the others begin new ones."""
+        if self.team.leads:
+            self.generator.set_state(saved.generator)
+            if self.noise is not self.generator and saved.noise is not None:
+                self.noise.set_state(saved.noise)
+            return
+        for generator in (self.generator, self.noise):
+            generator.manual_seed(self.team.seed(self.config.seed, step=1 + saved.fit.step))
 
     def _captions(self, encoder: str) -> Captions:
         found = [self.dataset.caption(i) for i in range(len(self.dataset))]
@@ -217,14 +232,14 @@ class _Run:
 
     def _new_world(self, captions: Captions | None) -> WorldModel:
         outcomes = [self.dataset.outcomes(int(i)) for i in self.dataset.episodes("train")]
-        support = RewardSupport.of([rewards for _, rewards in outcomes])
+        support = RewardSupport.of([rewards for _, rewards, _ in outcomes])
         text = None if captions is None else captions.spec
         world = WorldModel(world_config(self.config, self.dataset.spec, support, text, sizes=self.sizes))
         if captions is not None:
             assert world.nothing is not None
             world.nothing.copy_(captions.nothing)
         if not self.dataset.spec.action.is_discrete:
-            actions = np.concatenate([a.reshape(len(a), -1) for a, _ in outcomes]).astype(np.float64)
+            actions = np.concatenate([a.reshape(len(a), -1) for a, _, _ in outcomes]).astype(np.float64)
             world.actions.mean.copy_(torch.from_numpy(actions.mean(0)))
             world.actions.std.copy_(torch.from_numpy(np.maximum(actions.std(0), 1e-6)))
         return world
@@ -240,13 +255,14 @@ class _Run:
             )
         world.codec.load_state_dict(other.codec.state_dict())
 
-    def _fit_codec(self, world: WorldModel, codec: LatentCodec, log: TrainLog) -> None:
+    def _fit_codec(self, world: WorldModel, codec: LatentCodec, log: TrainLog | NoLog) -> None:
         if self.saved is not None and self.saved.stage == FLOW.name:
             return
         config, frames = self.config, self._codec_frames()
         clips = -(-config.codec_batch // frames.clip_length)
         if self.saved is None:
             frames.set_mean_frame(codec)
+            self.team.share(codec)
         codec.train()
 
         def loss_of(drawn: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -269,6 +285,7 @@ class _Run:
             items=clips * frames.clip_length,
         )
         frames.settle(codec)
+        self.team.share(codec)
 
     def _codec_frames(self) -> CodecFrames:
         return CodecFrames(
@@ -286,6 +303,7 @@ class _Run:
         assert isinstance(world.codec, LatentCodec)
         if self.saved is None:
             self._codec_frames().set_mean_frame(world.codec)
+            self.team.share(world.codec)
         return JointClips(
             dataset=self.dataset,
             codec=world.codec,
@@ -295,8 +313,14 @@ class _Run:
         )
 
     def _encode(self, world: WorldModel) -> LatentData:
-        total = len(self.symmetries) * int(np.sum(np.asarray(self.dataset.lengths) + 1))
+        """Codes of all frames: the leader makes them, the others read what it made."""
         path = self.kept.path / "latents.npy"
+        clips = self._encoded(world, path) if self.team.leads else None
+        self.team.wait()
+        return clips or encoded_dataset(self.dataset, path)
+
+    def _encoded(self, world: WorldModel, path: Path) -> LatentData:
+        total = len(self.symmetries) * int(np.sum(np.asarray(self.dataset.lengths) + 1))
         noise = torch.Generator().manual_seed(self.config.seed)  # its own, so that a resumed run encodes the same
         with tqdm(total=total, desc="encode", unit="frame", disable=not self.progress) as bar:
             for done in encode_dataset(
@@ -307,7 +331,9 @@ class _Run:
                 bar.update(done - bar.n)
         raise AssertionError("encode_dataset ends with the encoded data set")
 
-    def _fit_flow(self, world: WorldModel, source: LatentData | JointClips, lengths: np.ndarray, log: TrainLog) -> None:
+    def _fit_flow(
+        self, world: WorldModel, source: LatentData | JointClips, lengths: np.ndarray, log: TrainLog | NoLog
+    ) -> None:
         config = self.config
         length = config.length or max(8, 2 * world.config.flow.window)
         batch = config.batch or (32 if self.dataset.spec.is_vector else 16)
@@ -335,6 +361,8 @@ class _Run:
             }
 
         def look_at_held_out() -> dict[str, float]:
+            if not self.team.leads:
+                return {}
             world.eval()
             fixed = source
             if isinstance(source, JointClips):
@@ -378,7 +406,7 @@ class _Run:
         world: WorldModel,
         module: nn.Module,
         batch_loss: Callable[[], tuple[Tensor, dict[str, Tensor]]],
-        log: TrainLog,
+        log: TrainLog | NoLog,
         *,
         stage: Stage,
         steps: int,
@@ -406,10 +434,13 @@ class _Run:
             save_every=config.save_every,
             progress=self.progress,
             clock=self.clock,
+            team=self.team,
         )
 
     def _save(self, world: WorldModel, stage: Stage, state: FitState) -> None:
         self.spent[stage.name] = state.seconds
+        if not self.team.leads:
+            return
         SavedTraining(
             path=self.kept.path / "training.pt",
             stage=stage.name,
