@@ -23,7 +23,7 @@ from worldflow.codec import LatentCodec
 from worldflow.codec_frames import CodecFrames
 from worldflow.data import Dataset
 from worldflow.dict_codec import DictCodec
-from worldflow.fit import CODEC, FLOW, DrawnLoss, FitState, Stage, fit
+from worldflow.fit import CODEC, FLOW, DrawnLoss, FitState, Log, Stage, fit
 from worldflow.heads import RewardSupport
 from worldflow.hints import did_you_mean
 from worldflow.index import sample_index, window_index
@@ -169,7 +169,7 @@ class _Run:
             self.maps = ActionMaps(len(self.symmetries), dataset.spec.action.feature_dim).to(self.device)
         self.spent: dict[str, float] = {}  # seconds that each stage was trained
 
-    def __call__(self, log: TrainLog | NoLog, *, is_resumed: bool) -> WorldModel:
+    def __call__(self, log: Log, *, is_resumed: bool) -> WorldModel:
         config = self.config
         if is_resumed:
             self.saved = SavedTraining.read(self.kept.path / "training.pt")
@@ -255,7 +255,7 @@ class _Run:
             )
         world.codec.load_state_dict(other.codec.state_dict())
 
-    def _fit_codec(self, world: WorldModel, codec: LatentCodec, log: TrainLog | NoLog) -> None:
+    def _fit_codec(self, world: WorldModel, codec: LatentCodec, log: Log) -> None:
         if self.saved is not None and self.saved.stage == FLOW.name:
             return
         config, frames = self.config, self._codec_frames()
@@ -331,9 +331,7 @@ class _Run:
                 bar.update(done - bar.n)
         raise AssertionError("encode_dataset ends with the encoded data set")
 
-    def _fit_flow(
-        self, world: WorldModel, source: LatentData | JointClips, lengths: np.ndarray, log: TrainLog | NoLog
-    ) -> None:
+    def _fit_flow(self, world: WorldModel, source: LatentData | JointClips, lengths: np.ndarray, log: Log) -> None:
         config = self.config
         length = config.length or max(8, 2 * world.config.flow.window)
         batch = config.batch or (32 if self.dataset.spec.is_vector else 16)
@@ -406,7 +404,7 @@ class _Run:
         world: WorldModel,
         module: nn.Module,
         batch_loss: Callable[[], tuple[Tensor, dict[str, Tensor]]],
-        log: TrainLog | NoLog,
+        log: Log,
         *,
         stage: Stage,
         steps: int,
