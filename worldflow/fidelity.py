@@ -192,6 +192,7 @@ class _Evaluation:
         self.cache = folder if is_own and os.access(folder or "", os.W_OK) else None
         self.past = world.config.flow.window - 1
         self.num_near = 0
+        self.recorded: dict[int, np.ndarray] = {}  # states, by episode
         self.left_out: dict[str, str] = {}
         self.found: list[Found] = []
 
@@ -269,18 +270,16 @@ class _Evaluation:
         from worldflow.episodes import recorded_state
 
         rows = []
-        known: dict[int, np.ndarray] = {}
         try:
             for number, start in zip(clips.episode.tolist(), clips.start.tolist(), strict=True):
-                if number not in known:
+                if number not in self.recorded:
                     where = f"episode {number} of {self.dataset.path}"
-                    known[number] = recorded_state(self.dataset.episode(number), where=where)
+                    self.recorded[number] = recorded_state(self.dataset.episode(number), where=where)
                 first = start + self.past + 1
-                rows.append(known[number][first : first + clips.actions.shape[1] - self.past])
+                rows.append(self.recorded[number][first : first + clips.actions.shape[1] - self.past])
         except ValueError as error:
             self._leave_out(("physics", "jumps", "drift of permanent coordinates"), str(error))
             return None
-        self.permanent = permanent_coordinates(list(known.values())) if len(known) > 1 else None
         return np.stack(rows)
 
     def _probe(self, has_states: bool) -> StateProbe | None:
@@ -335,7 +334,8 @@ class _Evaluation:
         what, permanent = "random projections of frames", None
         if truth is not None and gauge.probe is not None:
             kept = gauge.probe.kept.cpu().numpy()
-            what, permanent = "probed states", None if self.permanent is None else self.permanent[kept]
+            what, states = "probed states", [self.recorded[number] for number in clips.episode.unique().tolist()]
+            permanent = permanent_coordinates(states)[kept] if len(states) > 1 else None
             add(fidelity_measures.physics(readings, truth, names=[f"state[{k}]" for k in kept]))
             if permanent is None or not permanent.any():
                 reason = "no coordinate of the state is constant within episodes and differs between them"
@@ -356,7 +356,7 @@ class _Evaluation:
         seed = self.config.seed + 2
         clips = whole_clips(self.dataset, past=self.past, horizon=NEAR, num_clips=self.config.near_clips, seed=seed)
         self.num_near = len(clips.frames)
-        gauge = replace(gauge, encoder=None, stills=None, perceptual=None)
+        gauge = replace(gauge, encoder=None, stills=None, perceptual=None, has_ssim=False)
         frames = self._read(gauge, clips, None, predictor, torch.Generator().manual_seed(seed))
         truth = _truth(gauge, None if gauge.probe is None else self._states(clips))
         return fidelity_measures.first_steps(frames.readings, truth, self.num_near)

@@ -62,21 +62,8 @@ def pictures(readings: Mapping[str, Reading]) -> Found:
     """
     world = readings[WORLD]
     num, horizons = len(world.summary), _horizons(world.error)
-    order = [name for name in (WORLD, DETERMINISTIC, COPY, SHUFFLED) if name in readings]
-    psnr = {name: decibel_curve(readings[name].error) for name in order}
-    measures = {
-        "psnr": Measure(
-            title="Peak signal-to-noise ratio",
-            unit="dB",
-            best="high",
-            about=f"Of single frames; errors of all clips and futures are averaged before the logarithm. "
-            f"`{mean_name(num)}` is the mean of the futures in pixel space, not rounded: the fair "
-            "match of a predictor that answers with an average.",
-            horizons=horizons,
-            curves={WORLD: psnr[WORLD], mean_name(num): decibel_curve(world.mean_error)}
-            | {name: curve for name, curve in psnr.items() if name != WORLD},
-        )
-    }
+    order = _order(readings)
+    measures = {"psnr": _psnr(readings)}
     looks: tuple[tuple[str, str, Literal["high", "low"], str], ...] = (
         ("ssim", "Structural similarity", "high", "Of one future of each clip."),
         ("perceptual", "LPIPS", "low", "Learned perceptual distance (AlexNet), of one future of each clip."),
@@ -107,6 +94,22 @@ def pictures(readings: Mapping[str, Reading]) -> Found:
     return Found(measures=measures, numbers={}, tables={})
 
 
+def _psnr(readings: Mapping[str, Reading]) -> Measure:
+    world = readings[WORLD]
+    mean = mean_name(len(world.summary))
+    psnr = {name: decibel_curve(readings[name].error) for name in _order(readings)}
+    return Measure(
+        title="Peak signal-to-noise ratio",
+        unit="dB",
+        best="high",
+        about=f"Of single frames; errors of all clips and futures are averaged before the logarithm. `{mean}` is the "
+        "mean of the futures in pixel space, not rounded: the fair match of a predictor that answers with an average.",
+        horizons=_horizons(world.error),
+        curves={WORLD: psnr[WORLD], mean: decibel_curve(world.mean_error)}
+        | {name: curve for name, curve in psnr.items() if name != WORLD},
+    )
+
+
 def physics(
     readings: Mapping[str, Reading], truth: Float64[np.ndarray, "clip time value"], *, names: list[str]
 ) -> Found:
@@ -117,9 +120,7 @@ def physics(
         truth: The recorded state, in standard deviations.
         names: Of the state's coordinates that the probe reads.
     """
-    horizons = _horizons(readings[WORLD].error)
-    order = [name for name in (WORLD, DETERMINISTIC, COPY, SHUFFLED, REAL) if name in readings]
-    squared = {name: np.square(readings[name].summary - truth).mean(axis=0) for name in order}
+    squared = _squared_errors(readings, truth)
     measures = {
         "physics": Measure(
             title="Physics error",
@@ -127,28 +128,16 @@ def physics(
             best="low",
             about="Root-mean-square error of the state that the probe reads, against the recorded state under the same "
             f"actions, over all coordinates, each in its standard deviations. `{REAL}`: the probe's own error.",
-            horizons=horizons,
-            curves={name: rms_curve(squared[name].mean(axis=-1)) for name in order},
+            horizons=_horizons(readings[WORLD].error),
+            curves={name: rms_curve(values.mean(axis=-1)) for name, values in squared.items()},
         ),
-        "physics_excess": Measure(
-            title="Physics error above the probe's own",
-            unit="state std",
-            best="low",
-            ideal=0.0,
-            about="The same, minus the probe's error on the real frames of the same clips at the same times.",
-            horizons=horizons,
-            curves={
-                name: rms_excess_curve(squared[name].mean(axis=-1), squared[REAL].mean(axis=-1))
-                for name in order
-                if name != REAL
-            },
-        ),
+        "physics_excess": _physics_excess(squared),
     }
     tables = {
         f"physics of {name}, by coordinate": {
-            label: np.sqrt(squared[name][..., k].mean(axis=0)) for k, label in enumerate(names)
+            label: np.sqrt(values[..., k].mean(axis=0)) for k, label in enumerate(names)
         }
-        for name in order
+        for name, values in squared.items()
         if name != SHUFFLED
     }
     jumps = _jumps(readings)
@@ -159,17 +148,34 @@ def first_steps(
     readings: Mapping[str, Reading], truth: Float64[np.ndarray, "clip time value"] | None, num_clips: int
 ) -> Found:
     """Error of pixels and of the probed state, of many short clips; without a true state, of pixels alone."""
-    found = dict(pictures(readings).measures)
+    found = {"psnr": _psnr(readings)}
     if truth is not None:
-        found |= physics(readings, truth, names=[str(k) for k in range(truth.shape[-1])]).measures
+        found["physics_excess"] = _physics_excess(_squared_errors(readings, truth))
     measures = {
-        f"near_{name}": replace(
-            found[name], title=f"{found[name].title}, first steps", about=f"Of {num_clips} clips. {found[name].about}"
-        )
-        for name in ("psnr", "physics_excess")
-        if name in found
+        f"near_{name}": replace(m, title=f"{m.title}, first steps", about=f"Of {num_clips} clips. {m.about}")
+        for name, m in found.items()
     }
     return Found(measures=measures, numbers={}, tables={})
+
+
+def _squared_errors(
+    readings: Mapping[str, Reading], truth: Float64[np.ndarray, "clip time value"]
+) -> dict[str, Float64[np.ndarray, "clip time value"]]:
+    """Of the probed state, the real frames' included."""
+    return {name: np.square(readings[name].summary - truth).mean(axis=0) for name in _order(readings, REAL)}
+
+
+def _physics_excess(squared: Mapping[str, Float64[np.ndarray, "clip time value"]]) -> Measure:
+    mean = {name: values.mean(axis=-1) for name, values in squared.items()}
+    return Measure(
+        title="Physics error above the probe's own",
+        unit="state std",
+        best="low",
+        ideal=0.0,
+        about="The same, minus the probe's error on the real frames of the same clips at the same times.",
+        horizons=_horizons(mean[REAL]),
+        curves={name: rms_excess_curve(values, mean[REAL]) for name, values in mean.items() if name != REAL},
+    )
 
 
 def _jumps(readings: Mapping[str, Reading]) -> Found:
@@ -411,6 +417,10 @@ def _halves(episodes: np.ndarray) -> np.ndarray:
 
 def _rows(features: np.ndarray) -> np.ndarray:
     return features.reshape(-1, features.shape[-1])
+
+
+def _order(readings: Mapping[str, Reading], *more: str) -> list[str]:
+    return [name for name in (WORLD, DETERMINISTIC, COPY, SHUFFLED, *more) if name in readings]
 
 
 def _horizons(values: np.ndarray) -> tuple[int, ...]:

@@ -44,7 +44,8 @@ class Reading:
         error: Squared error of a pixel, averaged over pixels and futures, in squared gray levels.
         mean_error: Squared error of the mean of the futures, not rounded.
         spread: Variance of a pixel over the futures, as `futures.spread_variance`; NaN for one future.
-        ssim: Structural similarity of the first future; None where frames are too small for it.
+        ssim: Structural similarity of the first future; None where frames are too small for it, or it was not
+            measured.
         perceptual: LPIPS of the first future, or None.
         summary: Numbers that sum up a frame: the probed state in its standard deviations, or random projections.
         before: The same of the last real frame, `(clip, value)`.
@@ -128,6 +129,7 @@ class Gauge:
         encoder: Of clips of `WINDOW` frames, or None.
         stills: Still objects, or None.
         perceptual: Distance of two sets of frames, one number a frame, or None.
+        has_ssim: Whether structural similarity is measured, which takes longest.
     """
 
     past: int
@@ -136,6 +138,7 @@ class Gauge:
     encoder: ClipEncoder | None
     stills: Stills | None
     perceptual: Callable[[Tensor, Tensor], np.ndarray] | None = None
+    has_ssim: bool = True
 
     def summarize(self, clips: Clip, frames: UInt8[Tensor, "clip time row column channel"]) -> Float32[Tensor, "..."]:
         """Summary numbers `(clip, 1 + time, value)` of the last given frame and of frames that follow it."""
@@ -166,13 +169,13 @@ class Gauge:
         real = clips.frames[:, self.past + 1 : self.past + 1 + T]
         pixels = [_pixels(frames[:, k], real[k]) for k in range(B)]
         summaries = torch.stack([self.summarize(clips, future) for future in frames])
-        is_small = min(frames.shape[-3:-1]) < SSIM_WINDOW
+        has_ssim = self.has_ssim and min(frames.shape[-3:-1]) >= SSIM_WINDOW
         follows = None if self.stills is None else [self._follow(clips, frames[:, k], k) for k in range(B)]
         return Reading(
             error=np.stack([each[0] for each in pixels]),
             mean_error=np.stack([each[1] for each in pixels]),
             spread=np.stack([each[2] for each in pixels]),
-            ssim=None if is_small else np.stack([_ssim(real[k].numpy(), frames[0, k].numpy()) for k in range(B)]),
+            ssim=np.stack([_ssim(real[k].numpy(), frames[0, k].numpy()) for k in range(B)]) if has_ssim else None,
             perceptual=None
             if self.perceptual is None
             else np.stack([self.perceptual(frames[0, k], real[k]) for k in range(B)]),

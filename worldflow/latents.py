@@ -224,7 +224,7 @@ def encode_dataset(
                     done += len(frames)
                     waiting = []
                     yield done
-    yield _mapped(path, lengths, outcomes)
+    yield _opened(path, lengths, outcomes)
 
 
 def encoded_dataset(dataset: Dataset, path: Path) -> LatentData:
@@ -235,10 +235,10 @@ def encoded_dataset(dataset: Dataset, path: Path) -> LatentData:
         path: The file.
     """
     outcomes = [dataset.outcomes(number) for number in range(len(dataset))]
-    return _mapped(path, np.asarray(dataset.lengths, dtype=np.int64), outcomes)
+    return _opened(path, np.asarray(dataset.lengths, dtype=np.int64), outcomes)
 
 
-def _mapped(
+def _opened(
     path: Path, lengths: Int64[np.ndarray, " episode"], outcomes: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
 ) -> LatentData:
     actions, rewards, terminated = (np.concatenate(part) for part in zip(*outcomes, strict=True))

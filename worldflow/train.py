@@ -202,7 +202,7 @@ class _Run:
         self._fit_flow(world, clips, lengths, log)
         if isinstance(world.codec, LatentCodec) and config.joint:
             self._codec_frames().settle(world.codec)
-        self.team.share(world)
+        self.team.share(world)  # statistics of the codec's code were each one's own
         world.eval()
         if self.team.leads:
             self.kept.write_world(world, seconds=sum(self.spent.values()))
@@ -285,7 +285,6 @@ class _Run:
             items=clips * frames.clip_length,
         )
         frames.settle(codec)
-        self.team.share(codec)
 
     def _codec_frames(self) -> CodecFrames:
         return CodecFrames(
